@@ -1,0 +1,57 @@
+"""Where a MultiDB is in its life, and whether this task may use it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from enum import Enum
+
+from multidb.errors import ClosedError
+
+
+class Phase(Enum):
+    """The life of a MultiDB. CLOSED is final."""
+
+    NEW = "new"
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+class Lifecycle:
+    """Remembers the event loop and the process a MultiDB was opened in, and refuses calls from anywhere else."""
+
+    def __init__(self) -> None:
+        """Start out NEW."""
+        self.phase = Phase.NEW
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+
+    def opened(self) -> None:
+        """Enter OPEN, bound to the running loop and to this process."""
+        self.phase = Phase.OPEN
+        self._loop = asyncio.get_running_loop()
+        self._pid = os.getpid()
+
+    def closed(self) -> None:
+        """Enter CLOSED."""
+        self.phase = Phase.CLOSED
+        self._loop = None
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it was opened in another process or in another event loop than the running one."""
+        return self._pid != os.getpid() or self._loop is not asyncio.get_running_loop()
+
+    def check(self) -> None:
+        """Raise ClosedError unless the MultiDB is open, here."""
+        if self.phase is Phase.OPEN and not self.elsewhere:
+            return
+        if self.phase is Phase.NEW:
+            msg = "this MultiDB is not open: use `async with` or `await db.open()`"
+        elif self.phase is Phase.CLOSED:
+            msg = "this MultiDB is closed: make a new one, or call `await multidb.init_all()`"
+        elif self._pid != os.getpid():
+            msg = "this MultiDB was opened before a fork: open another one in the child process"
+        else:
+            msg = "this MultiDB belongs to another event loop: call `await multidb.init_all()` in this one"
+        raise ClosedError(msg)

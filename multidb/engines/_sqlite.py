@@ -1,0 +1,243 @@
+"""SQLite through SQLAlchemy and aiosqlite: how connections are made, checked, used and let go of."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+from sqlalchemy import URL, event
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from multidb._core.files import make_folders, open_or_create, sync_folder
+from multidb.engines._drivers import require
+from multidb.errors import BackendUnavailableError, ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import aiosqlite
+    from sqlalchemy import Connection
+    from sqlalchemy.engine.interfaces import AdaptedConnection
+
+    from multidb.engines._sql_pool import PoolOptions
+    from multidb.engines._sql_urls import SqliteAddress
+
+T = TypeVar("T")
+
+_OLDEST: Final = (3, 35, 0)
+_BUSY_SECONDS: Final = 5.0
+_PATIENT_SECONDS: Final = 60.0
+# How many steps of its machine SQLite makes between two looks at whether it should go on: some milliseconds.
+_STEPS: Final = 500_000
+# After these the file may be another one, or the system's idea of it wrong: a new connection looks again.
+_SPOILED: Final = {
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_READONLY,
+}
+
+
+class SqliteDriver:
+    """What is particular to SQLite about an SqlEngine."""
+
+    name: Final = "sqlite"
+    one_writer = True
+    # In a child the threads are not there, and closing a file would end the locks of the parent.
+    keeps_after_fork = True
+
+    def __init__(self, address: SqliteAddress, options: PoolOptions) -> None:
+        """Remember where the file is. Raises ConfigurationError when aiosqlite is not installed."""
+        require("aiosqlite", "sqlite")
+        self._path = Path(address.path)
+        # More of them would only wait for each other.
+        self.most = min(options.pool_min, options.pool_max)
+
+    def create(self) -> AsyncEngine:
+        """Return what makes the connections of the pool, whose threads do not keep a program alive."""
+        engine = self._create(_BUSY_SECONDS, cached_statements=256)
+        event.listen(engine.sync_engine, "connect", _prepare_pooled)
+        return engine
+
+    def create_patient(self) -> AsyncEngine:
+        """Return what makes connections for changes of the schema, which wait long for other processes."""
+        engine = self._create(_PATIENT_SECONDS)
+        event.listen(engine.sync_engine, "begin", _begin)
+        return engine
+
+    def _create(self, busy_seconds: float, **arguments: Any) -> AsyncEngine:
+        return create_async_engine(
+            URL.create("sqlite+aiosqlite", database=str(self._path)),
+            connect_args={"timeout": busy_seconds, "isolation_level": None, **arguments},
+            poolclass=NullPool,
+            hide_parameters=True,
+        )
+
+    def prepare_to_open(self) -> None:
+        """Create the file and its folder, durably, and open to this user only."""
+        self._path = self._path.absolute()
+        if self._path.is_dir():
+            raise ConfigurationError("the path of the SQLite URL is a folder")
+        if self._path.exists():
+            return
+        try:
+            make_folders(self._path.parent)
+            open_or_create(self._path).close()
+            sync_folder(self._path.parent)
+        except (PermissionError, NotADirectoryError) as exc:
+            raise ConfigurationError("the file of the SQLite URL cannot be created") from exc
+
+    async def check(self, connection: aiosqlite.Connection) -> None:
+        """Refuse a library or a file that multidb cannot use. Raises ConfigurationError."""
+        if sqlite3.sqlite_version_info < _OLDEST:
+            raise ConfigurationError(f"SQLite {sqlite3.sqlite_version} is too old; multidb needs SQLite 3.35")
+        ((has_search,),) = await connection.execute_fetchall(
+            "SELECT sqlite_compileoption_used('ENABLE_FTS5')"
+        )
+        if not has_search:
+            raise ConfigurationError("the SQLite of this Python was built without FTS5, which multidb needs")
+
+    def is_open(self, connection: aiosqlite.Connection) -> bool:  # noqa: ARG002
+        """A file does not hang up."""
+        return True
+
+    async def ping(self, connection: aiosqlite.Connection) -> None:
+        """Return when the file has been read, and is still where it was."""
+        await connection.execute_fetchall("SELECT count(*) FROM sqlite_master")
+        if not self._path.exists():
+            raise BackendUnavailableError("the database file is gone")
+
+    async def fetch(
+        self,
+        connection: aiosqlite.Connection,
+        sql: str,
+        args: Sequence[Any],
+        *,
+        prepared: bool,  # noqa: ARG002
+    ) -> Sequence[Any]:
+        """Run one statement; return its rows."""
+        return await _hop(connection, lambda db: db.execute(sql, args).fetchall(), interruptible=True)
+
+    async def execute(self, connection: aiosqlite.Connection, sql: str, args: Sequence[Any]) -> int:
+        """Run one statement; return how many rows it changed."""
+        return await _hop(connection, lambda db: db.execute(sql, args).rowcount)
+
+    async def transaction(
+        self, connection: aiosqlite.Connection, call: Callable[[sqlite3.Connection], T]
+    ) -> T:
+        """Return what *call* returns in one transaction."""
+        return await _hop(connection, partial(_in_transaction, call))
+
+    def is_usable(self, connection: aiosqlite.Connection, exc: BaseException) -> bool:  # noqa: ARG002
+        """Whether *connection* is as good as new after *exc*; what was cancelled ends in its thread."""
+        if isinstance(exc, asyncio.CancelledError):
+            return True
+        code: int = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_IOERR)
+        return isinstance(exc, sqlite3.Error) and code & 0xFF not in _SPOILED
+
+    async def close(self, connection: aiosqlite.Connection) -> None:
+        """Close the file and end the thread."""
+        await connection.close()
+
+    def drop(self, connection: aiosqlite.Connection) -> None:
+        """Have the thread close the file and end when it is done with what it does."""
+        with suppress(ValueError):  # closed already
+            connection._conn.interrupt()  # noqa: SLF001 -- the public way is asynchronous
+        connection.stop()
+
+    def abandon(self, connection: aiosqlite.Connection) -> None:
+        """Have the thread close the file and end: the event loop is gone."""
+        # From a thread without an event loop, stop() does not look for one to report to.
+        stopping = Thread(target=connection.stop, daemon=True)
+        stopping.start()
+        stopping.join()
+
+
+async def _hop(
+    connection: aiosqlite.Connection, call: Callable[[sqlite3.Connection], T], *, interruptible: bool = False
+) -> T:
+    """
+    Return what *call* returns in the thread of *connection*.
+
+    When cancelled it does not begin; if it has begun it is ended if *interruptible*. What writes is not: tried again
+    it would have to begin anew each time, where it finds that it was done.
+    """
+    ended = False
+
+    def run(db: sqlite3.Connection) -> T | None:
+        if ended:
+            return None
+        db.set_progress_handler(lambda: ended and interruptible, _STEPS)
+        return call(db)
+
+    try:
+        # aiosqlite has no public way to do several things in one hop, which costs more than most of them.
+        result: Any = await connection._execute(run, connection._conn)  # type: ignore[no-untyped-call] # noqa: SLF001
+    except ValueError as exc:  # closed meanwhile
+        raise sqlite3.ProgrammingError("the connection is closed") from exc
+    except asyncio.CancelledError:
+        # An interrupt acts at once, but only on a statement that has begun; the flag on what begins after it.
+        ended = True
+        if interruptible:
+            with suppress(ValueError):
+                await connection.interrupt()
+        raise
+    return cast("T", result)
+
+
+def _in_transaction(call: Callable[[sqlite3.Connection], T], db: sqlite3.Connection) -> T:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        result = call(db)
+        db.execute("COMMIT")
+    except BaseException:
+        # SQLite ends a transaction by itself when the disk is full or fails.
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+    return result
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _prepare_pooled(connection: AdaptedConnection, record: object) -> None:  # noqa: ARG001
+    connection.run_async(lambda driver: _hop(driver, _prepare))
+
+
+def _prepare(db: sqlite3.Connection) -> None:
+    try:
+        _use_wal(db)
+    except sqlite3.DatabaseError as exc:
+        if exc.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+            raise ConfigurationError("the file of the SQLite URL is no SQLite database") from exc
+        raise
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("PRAGMA foreign_keys = ON")
+
+
+def _use_wal(db: sqlite3.Connection) -> None:
+    """Switch the file to a write-ahead log, which many processes may be about at once."""
+    deadline = time.monotonic() + 2 * _BUSY_SECONDS
+    while True:
+        try:
+            (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+        except sqlite3.OperationalError as exc:
+            # SQLite does not wait here, as it would deadlock with another one that switches.
+            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        else:
+            if mode == "wal":
+                return
+            raise ConfigurationError("the file system of the SQLite file cannot keep a write-ahead log (WAL)")
+        time.sleep(random.uniform(0.001, 0.02))  # noqa: S311

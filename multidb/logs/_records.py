@@ -1,0 +1,90 @@
+"""What the log store keeps: frozen records, equal on every backend."""
+
+from __future__ import annotations
+
+from datetime import datetime  # noqa: TC003 -- pydantic reads it at run time
+from decimal import Decimal  # noqa: TC003 -- pydantic reads it at run time
+from typing import Any, Literal, TypeAlias
+from uuid import UUID  # noqa: TC003 -- pydantic reads it at run time
+
+from pydantic import BaseModel, ConfigDict
+
+Level: TypeAlias = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+LEVELS: tuple[Level, ...] = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+SaleStatus: TypeAlias = Literal["pending", "completed", "failed", "refunded"]
+
+# Which statuses a sale may have had before it gets a new one.
+STATUS_STEPS: dict[SaleStatus, tuple[SaleStatus, ...]] = {
+    "pending": (),
+    "completed": ("pending",),
+    "failed": ("pending",),
+    "refunded": ("pending", "completed"),
+}
+
+
+class Record(BaseModel):
+    """What all records have: an id (UUIDv7 unless the caller gave one), whose it is, when (UTC), and free-form JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: UUID
+    user_id: str
+    timestamp: datetime
+    context: dict[str, Any] = {}
+
+
+class Event(Record):
+    """Something that happened."""
+
+    event_type: str
+    message: str = ""
+    level: Level = "INFO"
+    username: str | None = None
+
+
+class Sale(Record):
+    """Something sold, and how far the payment got. *amount* is exact, in units of *currency*."""
+
+    product_type: str
+    amount: Decimal
+    currency: str = "USD"
+    status: SaleStatus = "pending"
+
+
+class Message(Record):
+    """One message of a conversation. *role* is who spoke: `user`, `assistant`, `system`, `tool`, or another name."""
+
+    text: str
+    role: str = "user"
+    conversation_id: str | None = None
+
+
+class Session(BaseModel):
+    """A stretch of a user's activity. Active until it is ended, or nothing touched it until *expires_at*."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    user_id: str
+    session_id: str
+    started_at: datetime
+    last_seen_at: datetime
+    expires_at: datetime
+    ended_at: datetime | None = None
+    context: dict[str, Any] = {}
+
+
+class MessageStats(BaseModel):
+    """What `get_message_stats()` counted; *first_at* and *last_at* are None when there was nothing to count."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    total: int
+    by_role: dict[str, int]
+    users: int
+    """How many different users."""
+    conversations: int
+    """How many different conversations; messages without one do not count."""
+    characters: int
+    """The length of all texts together, in Unicode code points."""
+    first_at: datetime | None
+    last_at: datetime | None

@@ -1,0 +1,717 @@
+"""LogStore: checks what it is given, fills in ids and times, and makes one call to the backend."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Context, Decimal, InvalidOperation
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
+from uuid import UUID
+
+from pydantic import BaseModel
+
+from multidb._core import values
+from multidb._core.clock import Clock, utc_now
+from multidb._core.ids import IdFactory
+from multidb._core.operation import Operation
+from multidb._core.text import fold
+from multidb.errors import ConflictError, InvalidArgumentError, InvalidValueError
+from multidb.logs._records import (
+    LEVELS,
+    STATUS_STEPS,
+    Event,
+    Level,
+    Message,
+    MessageStats,
+    Sale,
+    SaleStatus,
+    Session,
+)
+from multidb.logs.protocol import BUCKETS, Appended, Bucket, Entry, LogBackend, Query, R, SessionTouch
+
+if TYPE_CHECKING:
+    from multidb._core.values import UserId
+    from multidb.resilience.route import Route
+
+_LOG_EVENT: Final = Operation("logs", "log_event", writes=True)
+_LOG_EVENTS: Final = Operation("logs", "log_events", writes=True)
+_GET_EVENTS: Final = Operation("logs", "get_events")
+_SEARCH_EVENTS: Final = Operation("logs", "search_events")
+_COUNT_EVENTS: Final = Operation("logs", "count_events")
+_EVENT_HISTOGRAM: Final = Operation("logs", "event_histogram")
+_DELETE_EVENTS: Final = Operation("logs", "delete_events", writes=True)
+_LOG_SALE: Final = Operation("logs", "log_sale", writes=True)
+_GET_SALES: Final = Operation("logs", "get_sales")
+_UPDATE_SALE_STATUS: Final = Operation("logs", "update_sale_status", writes=True)
+_LOG_MESSAGE: Final = Operation("logs", "log_message", writes=True)
+_GET_MESSAGES: Final = Operation("logs", "get_messages")
+_GET_MESSAGE_STATS: Final = Operation("logs", "get_message_stats")
+_TOUCH_SESSION: Final = Operation("logs", "create_or_update_session", writes=True)
+_GET_ACTIVE_SESSIONS: Final = Operation("logs", "get_active_sessions")
+_END_SESSION: Final = Operation("logs", "end_session", writes=True)
+
+_CHUNK: Final = 1000
+_AMOUNT_DIGITS: Final = 20
+_AMOUNT_DECIMALS: Final = 18
+_EXACT: Final = Context(prec=2 * _AMOUNT_DIGITS)  # The program's own context may round.
+_MIN_CURRENCY: Final = 3
+_MAX_CURRENCY: Final = 12
+_EVENT_FIELDS: Final = frozenset(Event.model_fields)
+_MAX_HOURS: Final = values.MAX_SECONDS / 3600
+
+GroupBy = Literal["user_id", "event_type", "level"]
+
+
+class LogStore:
+    """What happened: events, and the sales, messages and sessions a bot keeps beside them."""
+
+    def __init__(self, route: Route[LogBackend], clock: Clock, *, max_context_bytes: int) -> None:
+        """Work on the backend of *route*."""
+        self._route = route
+        self._clock = clock
+        self._ids = IdFactory()
+        self._max_bytes = max_context_bytes
+
+    # Events
+
+    async def log_event(
+        self,
+        user_identifier: UserId,
+        event_type: str,
+        message: str = "",
+        *,
+        context: Mapping[str, Any] | BaseModel | None = None,
+        level: Level = "INFO",
+        username: str | None = None,
+        event_id: UUID | str | None = None,
+        timestamp: datetime | None = None,
+    ) -> Event:
+        """
+        Record that *event_type* happened to *user_identifier*; return the stored event.
+
+        The id is a UUIDv7 unless *event_id* gives one; logging the same event under the same id again stores it once.
+        *timestamp* must be aware; default: now; for an id that is stored already the stored one stays. Raises
+        InvalidArgumentError, InvalidValueError for a text or a context that not every backend can keep, ConflictError
+        when the id is stored with other content, BackendError.
+        """
+        entry = self._event_entry(
+            user_identifier,
+            event_type,
+            message,
+            context=context,
+            level=level,
+            username=username,
+            event_id=event_id,
+            timestamp=timestamp,
+        )
+        await self._append_one(_LOG_EVENT, entry)
+        return entry.record
+
+    async def log_events(
+        self, events: Iterable[Event | Mapping[str, Any]] | AsyncIterable[Event | Mapping[str, Any]]
+    ) -> int:
+        """
+        Record many events in chunks of 1,000; return how many were stored now (not before, under the same id).
+
+        Each is an Event, or a dict with the arguments of `log_event()`. A list is checked whole before anything is
+        sent; of an iterator, sync or async, the chunks before a bad event are stored. Raises what `log_event()`
+        raises; with a ConflictError every event that is not in conflict is stored.
+        """
+        if not isinstance(events, Iterable | AsyncIterable):
+            msg = f"events: {type(events).__name__}; pass a list or an iterator, sync or async"
+            raise InvalidArgumentError(msg)
+        if isinstance(events, Sequence):
+            entries = [self._entry_of(event, f"events[{i}]") for i, event in enumerate(events)]
+            chunks = _chunked(entries)
+        else:
+            chunks = _chunked(self._entry_of(event, f"events[{i}]") async for i, event in _enumerated(events))
+        stored = conflicts = 0
+        async for chunk in chunks:
+            outcomes = await self._append(_LOG_EVENTS, chunk)
+            stored += outcomes.count(Appended.STORED)
+            conflicts += outcomes.count(Appended.CONFLICT)
+        if conflicts:
+            msg = f"{conflicts} events have ids that are stored with other content; the others are stored"
+            raise ConflictError(msg)
+        return stored
+
+    async def get_events(
+        self,
+        user_identifier: UserId | None = None,
+        *,
+        event_type: str | None = None,
+        level: Level | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        hours_back: float | None = None,
+        limit: int = 100,
+        after: Event | None = None,
+    ) -> list[Event]:
+        """
+        Return matching events, newest first by (timestamp, id).
+
+        *since* is inclusive, *until* exclusive, *hours_back* another way to say *since*. `after=events[-1]` continues
+        from that event and stays right while others append. *limit* is 1 to 10,000; `iter_events()` has no limit.
+        """
+        query = self._event_query(user_identifier, event_type, level, since, until, hours_back, limit, after)
+        return await self._query_events(query)
+
+    async def iter_events(
+        self,
+        user_identifier: UserId | None = None,
+        *,
+        event_type: str | None = None,
+        level: Level | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        hours_back: float | None = None,
+        after: Event | None = None,
+    ) -> AsyncIterator[Event]:
+        """Yield all matching events, newest first, 1,000 in memory at a time. Arguments as for `get_events()`."""
+        query = self._event_query(user_identifier, event_type, level, since, until, hours_back, _CHUNK, after)
+        while True:
+            events = await self._query_events(query)
+            for event in events:
+                yield event
+            if len(events) < _CHUNK:
+                return
+            last = events[-1]
+            query = replace(query, after=(last.timestamp, last.id))
+
+    async def search_events(
+        self,
+        keyword: str,
+        *,
+        user_identifier: UserId | None = None,
+        event_type: str | None = None,
+        level: Level | None = None,
+        after_date: datetime | None = None,
+        limit: int = 50,
+    ) -> list[Event]:
+        """
+        Return events whose message or event type contains *keyword*, newest first.
+
+        Case does not count, nor does the dot of an i ("IŞIK" finds "ışık"); `%`, `_` and `*` are ordinary characters.
+        """
+        folded = fold(values.check_text(keyword, "keyword", max_bytes=self._max_bytes))
+        if not folded:
+            msg = "keyword: must not be empty"
+            raise InvalidArgumentError(msg)
+        query = Query(
+            Event,
+            equal=self._event_filter(user_identifier, event_type, level),
+            since=_optional_timestamp(after_date, "after_date"),
+            keyword=folded,
+            limit=values.limit(limit),
+        )
+        return await self._route.run(_SEARCH_EVENTS, lambda backend: backend.query(query))
+
+    @overload
+    async def count_events(
+        self,
+        user_identifier: UserId | None = None,
+        *,
+        event_type: str | None = None,
+        level: Level | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        hours_back: float | None = None,
+        by: None = None,
+    ) -> int: ...
+
+    @overload
+    async def count_events(
+        self,
+        user_identifier: UserId | None = None,
+        *,
+        event_type: str | None = None,
+        level: Level | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        hours_back: float | None = None,
+        by: GroupBy,
+    ) -> dict[str, int]: ...
+
+    @overload
+    async def count_events(
+        self,
+        user_identifier: UserId | None = None,
+        *,
+        event_type: str | None = None,
+        level: Level | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        hours_back: float | None = None,
+        by: GroupBy | None,
+    ) -> int | dict[str, int]: ...
+
+    async def count_events(
+        self,
+        user_identifier: UserId | None = None,
+        *,
+        event_type: str | None = None,
+        level: Level | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        hours_back: float | None = None,
+        by: GroupBy | None = None,
+    ) -> int | dict[str, int]:
+        """
+        Count matching events; with *by* (`user_id`, `event_type` or `level`) return a dict of counts.
+
+        The dict has the largest counts first, equal ones by name.
+        """
+        if by is not None:
+            values.choice(by, "by", ("user_id", "event_type", "level"))
+        query = self._event_query(user_identifier, event_type, level, since, until, hours_back)
+        counts = await self._route.run(_COUNT_EVENTS, lambda backend: backend.count(query, by))
+        if by is None:
+            return counts.get("", 0)
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    async def event_histogram(
+        self,
+        user_identifier: UserId | None = None,
+        *,
+        event_type: str | None = None,
+        level: Level | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        hours_back: float | None = None,
+        bucket: Bucket = "hour",
+    ) -> dict[datetime, int]:
+        """
+        Count matching events by the start (UTC) of their *bucket*: minute, hour, day, or week (from Monday).
+
+        Oldest first; empty buckets are left out.
+        """
+        values.choice(bucket, "bucket", tuple(BUCKETS))
+        query = self._event_query(user_identifier, event_type, level, since, until, hours_back)
+        return await self._route.run(_EVENT_HISTOGRAM, lambda backend: backend.histogram(query, bucket))
+
+    async def delete_events(
+        self,
+        *,
+        before: datetime,
+        user_identifier: UserId | None = None,
+        event_type: str | None = None,
+        level: Level | None = None,
+    ) -> int:
+        """Delete the matching events older than *before*; return how many."""
+        until = values.timestamp(before, "before")
+        query = Query(Event, equal=self._event_filter(user_identifier, event_type, level), until=until)
+        return await self._route.run(_DELETE_EVENTS, lambda backend: backend.delete(query))
+
+    # Sales
+
+    async def log_sale(
+        self,
+        user_id: UserId,
+        product_type: str,
+        amount: Decimal | float | str,
+        *,
+        currency: str = "USD",
+        status: SaleStatus = "pending",
+        context: Mapping[str, Any] | BaseModel | None = None,
+        sale_id: UUID | str | None = None,
+        timestamp: datetime | None = None,
+    ) -> Sale:
+        """
+        Record a sale; return it. `log_sale("u1", "coffee", "4.50", currency="EUR")`.
+
+        *amount* is kept exactly: 0 or more, below 10^20, at most 18 decimal places. A float counts as what Python
+        prints for it. *currency* is 3 to 12 letters or digits, kept in capitals. Raises as `log_event()` does.
+        """
+        fields = {
+            "product_type": values.label(product_type, "product_type"),
+            "amount": _amount(amount),
+            "currency": _currency(currency),
+            "status": values.choice(status, "status", STATUS_STEPS),
+        }
+        entry = self._entry(Sale, user_id, fields, context, sale_id, timestamp, id_name="sale_id")
+        await self._append_one(_LOG_SALE, entry)
+        return entry.record
+
+    async def get_sales(
+        self,
+        user_id: UserId | None = None,
+        *,
+        product_type: str | None = None,
+        status: SaleStatus | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        hours_back: float | None = None,
+        limit: int = 100,
+        after: Sale | None = None,
+    ) -> list[Sale]:
+        """Return matching sales, newest first. Times, *limit* and *after* as for `get_events()`."""
+        equal = _filter(
+            user_id=_optional_user(user_id), product_type=_optional_label(product_type, "product_type")
+        )
+        if status is not None:
+            equal["status"] = values.choice(status, "status", STATUS_STEPS)
+        query = self._query(Sale, equal, since, until, hours_back, limit, after)
+        return await self._route.run(_GET_SALES, lambda backend: backend.query(query))
+
+    async def update_sale_status(self, sale_id: UUID | str, status: SaleStatus) -> Sale | None:
+        """
+        Move a sale on: pending → completed, failed or refunded; completed → refunded. Return it, or None if unknown.
+
+        A sale that already has *status* is returned as it is. Raises ConflictError for any other step.
+        """
+        uuid = _uuid(sale_id, "sale_id")
+        allowed_from = STATUS_STEPS[values.choice(status, "status", STATUS_STEPS)]
+        return await self._route.run(
+            _UPDATE_SALE_STATUS, lambda backend: backend.set_sale_status(uuid, status, allowed_from)
+        )
+
+    # Messages
+
+    async def log_message(
+        self,
+        user_id: UserId,
+        text: str,
+        *,
+        role: str = "user",
+        conversation_id: UserId | None = None,
+        context: Mapping[str, Any] | BaseModel | None = None,
+        message_id: UUID | str | None = None,
+        timestamp: datetime | None = None,
+    ) -> Message:
+        """
+        Record one message of a conversation with *user_id*; return it.
+
+        *role* says who spoke: `user`, `assistant`, `system`, `tool`, or a name of your own. Raises as `log_event()`.
+        """
+        fields = {
+            "text": values.check_text(text, "text", max_bytes=self._max_bytes),
+            "role": values.label(role, "role"),
+            "conversation_id": _optional_user(conversation_id, "conversation_id"),
+        }
+        entry = self._entry(Message, user_id, fields, context, message_id, timestamp, id_name="message_id")
+        await self._append_one(_LOG_MESSAGE, entry)
+        return entry.record
+
+    async def get_messages(
+        self,
+        user_id: UserId | None = None,
+        *,
+        conversation_id: UserId | None = None,
+        role: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        hours_back: float | None = None,
+        limit: int = 100,
+        after: Message | None = None,
+    ) -> list[Message]:
+        """Return matching messages, newest first. Times, *limit* and *after* as for `get_events()`."""
+        query = self._query(
+            Message, _message_filter(user_id, conversation_id, role), since, until, hours_back, limit, after
+        )
+        return await self._route.run(_GET_MESSAGES, lambda backend: backend.query(query))
+
+    async def get_message_stats(
+        self,
+        user_id: UserId | None = None,
+        *,
+        conversation_id: UserId | None = None,
+        role: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        hours_back: float | None = None,
+    ) -> MessageStats:
+        """Return totals over the matching messages, computed by the database."""
+        query = self._query(
+            Message, _message_filter(user_id, conversation_id, role), since, until, hours_back
+        )
+        return await self._route.run(_GET_MESSAGE_STATS, lambda backend: backend.message_stats(query))
+
+    # Sessions
+
+    async def create_or_update_session(
+        self,
+        user_id: UserId,
+        session_id: UserId = "default",
+        *,
+        context: Mapping[str, Any] | BaseModel | None = None,
+        idle_seconds: float = 1800.0,
+    ) -> Session:
+        """
+        Start a session of *user_id*, or keep it going; return it.
+
+        It stays active for *idle_seconds* from now. *context* replaces the one stored; None keeps it. A session that
+        ended or idled out starts anew.
+        """
+        now = utc_now(self._clock)
+        idle = timedelta(seconds=values.seconds(idle_seconds, "idle_seconds"))
+        touch = SessionTouch(
+            user_id=values.identifier(user_id, "user_id"),
+            session_id=values.identifier(session_id, "session_id"),
+            at=now,
+            expires_at=now + idle,
+            context=None if context is None else self._context(context),
+        )
+        sessions = await self._route.run(_TOUCH_SESSION, lambda backend: backend.touch_sessions([touch]))
+        return sessions[0]
+
+    async def get_active_sessions(self, user_id: UserId | None = None, *, limit: int = 100) -> list[Session]:
+        """Return the active sessions of *user_id*, or of everybody, those seen last first."""
+        user, rows, now = _optional_user(user_id), values.limit(limit), utc_now(self._clock)
+        return await self._route.run(
+            _GET_ACTIVE_SESSIONS, lambda backend: backend.active_sessions(user, now, rows)
+        )
+
+    async def end_session(self, user_id: UserId, session_id: UserId = "default") -> bool:
+        """End a session; return whether it was active."""
+        user, session = values.identifier(user_id, "user_id"), values.identifier(session_id, "session_id")
+        now = utc_now(self._clock)
+        return await self._route.run(_END_SESSION, lambda backend: backend.end_session(user, session, now))
+
+    # What they share
+
+    async def _append(self, operation: Operation, entries: Sequence[Entry[R]]) -> Sequence[Appended]:
+        return await self._route.run(operation, lambda backend: backend.append(entries))
+
+    async def _query_events(self, query: Query[Event]) -> list[Event]:
+        return await self._route.run(_GET_EVENTS, lambda backend: backend.query(query))
+
+    async def _append_one(self, operation: Operation, entry: Entry[R]) -> None:
+        (outcome,) = await self._append(operation, [entry])
+        if outcome is Appended.CONFLICT:
+            msg = f"id {entry.record.id} is stored with other content"
+            raise ConflictError(msg)
+
+    def _entry_of(self, event: Event | Mapping[str, Any], path: str) -> Entry[Event]:
+        try:
+            if isinstance(event, Event):
+                arguments = {name: getattr(event, name) for name in _EVENT_FIELDS}
+                arguments["user_identifier"], arguments["event_id"] = (
+                    arguments.pop("user_id"),
+                    arguments.pop("id"),
+                )
+                return self._event_entry(**arguments)
+            if isinstance(event, Mapping):
+                return self._event_entry(**event)
+        except InvalidValueError as exc:
+            raise InvalidValueError(f"{path}.{exc.path}", exc.reason) from exc
+        except (InvalidArgumentError, TypeError) as exc:
+            msg = f"{path}: {exc}"
+            raise InvalidArgumentError(msg) from exc
+        msg = f"{path}: {type(event).__name__}; pass an Event or a dict with the arguments of log_event()"
+        raise InvalidArgumentError(msg)
+
+    def _event_entry(
+        self,
+        user_identifier: UserId,
+        event_type: str,
+        message: str = "",
+        *,
+        context: Mapping[str, Any] | BaseModel | None = None,
+        level: Level = "INFO",
+        username: str | None = None,
+        event_id: UUID | str | None = None,
+        timestamp: datetime | None = None,
+    ) -> Entry[Event]:
+        fields = {
+            "event_type": values.label(event_type, "event_type"),
+            "message": values.check_text(message, "message", max_bytes=self._max_bytes),
+            "level": values.choice(level, "level", LEVELS),
+            "username": None if username is None else values.label(username, "username"),
+        }
+        return self._entry(Event, user_identifier, fields, context, event_id, timestamp, id_name="event_id")
+
+    def _entry(
+        self,
+        kind: type[R],
+        user_id: UserId,
+        fields: dict[str, Any],
+        context: Mapping[str, Any] | BaseModel | None,
+        given_id: UUID | str | None,
+        timestamp: datetime | None,
+        *,
+        id_name: str,
+    ) -> Entry[R]:
+        """Build a record from checked *fields*, and the bytes and the digest that go with it."""
+        fields["user_id"] = values.identifier(user_id, "user_identifier" if kind is Event else "user_id")
+        encoded = b"{}" if context is None else self._context(context)
+        # Before the time: a retry that gives the same id, and no time, is the same record.
+        digest = _digest(fields, encoded)
+        if timestamp is None:
+            seconds = self._clock.time()
+            fields["timestamp"] = datetime.fromtimestamp(seconds, UTC)
+        else:
+            fields["timestamp"] = values.timestamp(timestamp, "timestamp")
+            seconds = fields["timestamp"].timestamp()
+        record = kind.model_construct(
+            id=self._ids.new(seconds) if given_id is None else _uuid(given_id, id_name),
+            context=values.load(encoded) if context else {},
+            **fields,
+        )
+        return Entry(record, encoded, digest)
+
+    def _context(self, context: Mapping[str, Any] | BaseModel) -> bytes:
+        if not isinstance(context, dict | BaseModel):
+            raise InvalidValueError("context", f"{type(context).__name__}; pass a dict or a pydantic model")
+        encoded = values.encode(context, "context", max_bytes=self._max_bytes)
+        if not encoded.startswith(b"{"):
+            raise InvalidValueError("context", "the model dumps to something that is no dict")
+        return encoded
+
+    def _event_filter(
+        self, user_identifier: UserId | None, event_type: str | None, level: Level | None
+    ) -> dict[str, str]:
+        equal = _filter(
+            user_id=_optional_user(user_identifier, "user_identifier"),
+            event_type=_optional_label(event_type, "event_type"),
+        )
+        if level is not None:
+            equal["level"] = values.choice(level, "level", LEVELS)
+        return equal
+
+    def _event_query(
+        self,
+        user_identifier: UserId | None,
+        event_type: str | None,
+        level: Level | None,
+        since: datetime | None,
+        until: datetime | None,
+        hours_back: float | None,
+        limit: int = 1,
+        after: Event | None = None,
+    ) -> Query[Event]:
+        equal = self._event_filter(user_identifier, event_type, level)
+        return self._query(Event, equal, since, until, hours_back, limit, after)
+
+    def _query(
+        self,
+        kind: type[R],
+        equal: dict[str, str],
+        since: datetime | None,
+        until: datetime | None,
+        hours_back: float | None,
+        limit: int = 1,
+        after: R | None = None,
+    ) -> Query[R]:
+        if after is not None and not isinstance(after, kind):
+            msg = f"after: {type(after).__name__}; pass the last {kind.__name__} of the page before"
+            raise InvalidArgumentError(msg)
+        return Query(
+            kind,
+            equal=equal,
+            since=self._since(since, hours_back),
+            until=_optional_timestamp(until, "until"),
+            after=None if after is None else (values.timestamp(after.timestamp, "after.timestamp"), after.id),
+            limit=values.limit(limit),
+        )
+
+    def _since(self, since: datetime | None, hours_back: float | None) -> datetime | None:
+        if hours_back is None:
+            return _optional_timestamp(since, "since")
+        if since is not None:
+            msg = "since and hours_back say the same: pass one of them"
+            raise InvalidArgumentError(msg)
+        if type(hours_back) not in (int, float) or not 0 < hours_back <= _MAX_HOURS:
+            msg = f"hours_back: must be a number above 0, up to {_MAX_HOURS:,.0f} (10 years)"
+            raise InvalidArgumentError(msg)
+        return utc_now(self._clock) - timedelta(hours=hours_back)
+
+
+def _digest(fields: dict[str, Any], context: bytes) -> bytes:
+    """Return 16 bytes over the content of a record but its time, the same on every machine and for every backend."""
+    content = values.dump({k: str(v) if isinstance(v, Decimal) else v for k, v in fields.items()})
+    return hashlib.blake2b(content + context, digest_size=16).digest()
+
+
+def _filter(**equal: str | None) -> dict[str, str]:
+    return {name: value for name, value in equal.items() if value is not None}
+
+
+def _message_filter(
+    user_id: UserId | None, conversation_id: UserId | None, role: str | None
+) -> dict[str, str]:
+    return _filter(
+        user_id=_optional_user(user_id),
+        conversation_id=_optional_user(conversation_id, "conversation_id"),
+        role=_optional_label(role, "role"),
+    )
+
+
+def _optional_user(value: UserId | None, name: str = "user_id") -> str | None:
+    return None if value is None else values.identifier(value, name)
+
+
+def _optional_label(value: str | None, name: str) -> str | None:
+    return None if value is None else values.label(value, name)
+
+
+def _optional_timestamp(value: datetime | None, name: str) -> datetime | None:
+    return None if value is None else values.timestamp(value, name)
+
+
+def _uuid(value: UUID | str, name: str) -> UUID:
+    if isinstance(value, UUID):
+        return value
+    try:
+        return UUID(value)
+    except (ValueError, TypeError, AttributeError):
+        msg = f"{name}: must be a UUID"
+        raise InvalidArgumentError(msg) from None
+
+
+def _amount(value: Decimal | float | str) -> Decimal:
+    if type(value) not in (Decimal, int, float, str):
+        msg = f"amount: {type(value).__name__}; pass a Decimal, an int or a str"
+        raise InvalidArgumentError(msg)
+    try:
+        amount = Decimal(repr(value) if type(value) is float else value)
+    except InvalidOperation:
+        msg = "amount: not a number"
+        raise InvalidArgumentError(msg) from None
+    if not amount.is_finite() or amount < 0 or amount >= 10**_AMOUNT_DIGITS:
+        msg = f"amount: must be 0 or more and below 10^{_AMOUNT_DIGITS}"
+        raise InvalidArgumentError(msg)
+    exponent = amount.as_tuple().exponent
+    if type(exponent) is not int or exponent < -_AMOUNT_DECIMALS:
+        msg = f"amount: more than {_AMOUNT_DECIMALS} decimal places; round it"
+        raise InvalidArgumentError(msg)
+    # Plain digits: 1E+3 becomes 1000, which is how every database writes it.
+    return (amount.quantize(Decimal(1), context=_EXACT) if exponent > 0 else amount).copy_abs()
+
+
+def _currency(value: str) -> str:
+    if (
+        type(value) is str
+        and value.isascii()
+        and value.isalnum()
+        and _MIN_CURRENCY <= len(value) <= _MAX_CURRENCY
+    ):
+        return value.upper()
+    msg = f"currency: {_MIN_CURRENCY} to {_MAX_CURRENCY} letters or digits, such as EUR"
+    raise InvalidArgumentError(msg)
+
+
+async def _enumerated(items: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[tuple[int, Any]]:
+    i = 0
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield i, item
+            i += 1
+    else:
+        for item in items:
+            yield i, item
+            i += 1
+
+
+async def _chunked(
+    entries: Iterable[Entry[Event]] | AsyncIterable[Entry[Event]],
+) -> AsyncIterator[list[Entry[Event]]]:
+    chunk: list[Entry[Event]] = []
+    async for _, entry in _enumerated(entries):
+        chunk.append(entry)
+        if len(chunk) == _CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

@@ -1,0 +1,151 @@
+"""What is particular to SQLite about the logs."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import BigInteger, and_, bindparam, func, literal_column, text, type_coerce
+from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
+
+from multidb.logs.backends._sql_rows import SQLITE
+from multidb.logs.backends._sql_statements import TOUCH
+from multidb.logs.backends._sql_tables import EVENTS, TABLES
+from multidb.logs.protocol import BUCKETS
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Sequence
+
+    from sqlalchemy import ColumnElement, Table
+
+    from multidb.engines.sql import SqlEngine
+    from multidb.logs._records import Record
+    from multidb.logs.protocol import Bucket, SessionTouch
+
+_INDEXED: Final = "indexed"
+_SCANNED: Final = "scanned"
+_TRIGRAM: Final = 3
+_MOST_TRIGRAMS: Final = 32
+_MOST_ARGUMENTS: Final = 500
+# Of a million records a thousandth and more by the root of how many are wanted: there both ways take as long.
+_MANY: Final = 1000
+_COUNT_CANDIDATES: Final = """
+SELECT count(*) FROM (SELECT rowid FROM multidb_events_search WHERE multidb_events_search MATCH ? LIMIT ?)
+"""
+_CANDIDATES: Final = """
+SELECT rowid FROM multidb_events_search WHERE multidb_events_search MATCH :trigrams
+UNION ALL SELECT seq FROM multidb_events WHERE long_search IS NOT NULL
+"""
+# A Monday before all times: the rest of a negative number would be negative.
+_ORIGIN: Final = SQLITE.time(datetime(1, 1, 1, tzinfo=UTC))
+
+
+def _insert(rows: Table) -> str:
+    names = ", ".join(each.name for each in rows.columns)
+    marks = ", ".join("?" for _ in rows.columns)
+    # The names are our own, here and below.
+    return f"INSERT INTO {rows.name} ({names}) VALUES ({marks}) ON CONFLICT (id) DO NOTHING"  # noqa: S608
+
+
+def _newest(rows: Table) -> str:
+    # The ids of the rows that a transaction inserted, if it is told how many.
+    return f"SELECT id FROM {rows.name} ORDER BY seq DESC LIMIT ?"  # noqa: S608
+
+
+_INSERTS: Final = {kind: _insert(rows) for kind, rows in TABLES.items()}
+_NEWEST: Final = {kind: _newest(rows) for kind, rows in TABLES.items()}
+_TOUCH: Final = TOUCH.format(values="VALUES (?, ?, ?3, ?3, ?, NULL, ?)", later="max")
+
+
+class SqliteFlavour:
+    """The logs on SQLite: what `SqlLogBackend` asks for."""
+
+    values: Final = SQLITE
+    dialect: Final = SQLiteDialect_aiosqlite()
+
+    def __init__(self, engine: SqlEngine) -> None:
+        """Work on *engine*."""
+        self._engine = engine
+
+    async def how(self, keyword: str, limit: int) -> str:
+        """
+        Return how a keyword is looked for, to find the first *limit* records.
+
+        What many records have is found sooner by looking through them from the newest on.
+        """
+        if len(keyword) < _TRIGRAM:
+            return _SCANNED
+        many = int(_MANY * limit**0.5)
+        ((found,),) = await self._engine.fetch(_COUNT_CANDIDATES, [_trigrams(keyword), many])
+        return _SCANNED if found == many else _INDEXED
+
+    def keyword_arguments(self, keyword: str) -> dict[str, Any]:
+        """Return the arguments of `contains()`."""
+        return {"keyword": keyword, "trigrams": _trigrams(keyword)}
+
+    def contains(self, how: str) -> ColumnElement[bool]:
+        """Return the condition for a keyword; the index knows who has its trigrams, in whatever order."""
+        searched = func.coalesce(EVENTS.c.search, EVENTS.c.long_search)
+        there = func.instr(searched, bindparam("keyword")) > literal_column("0")
+        if how == _SCANNED:
+            return there
+        return and_(text(f"multidb_events.seq IN ({_CANDIDATES})"), there)
+
+    def aside(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        """Return *column* such that no index is chosen for it."""
+        return literal_column(f"+{column}", type_=column.type)
+
+    def bucket_arguments(self, bucket: Bucket) -> dict[str, Any]:
+        """Return the arguments of `bucket()`."""
+        return {"width": BUCKETS[bucket] // timedelta(microseconds=1), "origin": _ORIGIN}
+
+    def bucket(self, timestamp: ColumnElement[Any]) -> ColumnElement[Any]:
+        """Return the start of the bucket of a time."""
+        micros = type_coerce(timestamp, BigInteger())
+        origin, width = bindparam("origin", type_=BigInteger()), bindparam("width", type_=BigInteger())
+        return micros - (micros - origin) % width
+
+    async def insert(self, kind: type[Record], rows: Sequence[Sequence[Any]]) -> set[Any]:
+        """Insert the rows whose ids are new; return the ids of these."""
+
+        def insert(db: sqlite3.Connection) -> set[Any]:
+            inserted = db.executemany(_INSERTS[kind], rows).rowcount
+            if inserted == len(rows):
+                return {row[0] for row in rows}
+            return {row[0] for row in db.execute(_NEWEST[kind], (inserted,))}
+
+        return await self._engine.transaction(insert)
+
+    async def digests(self, kind: type[Record], ids: Sequence[Any]) -> dict[Any, bytes]:
+        """Return the digests of the records that are there."""
+        digests: dict[Any, bytes] = {}
+        for start in range(0, len(ids), _MOST_ARGUMENTS):
+            some = ids[start : start + _MOST_ARGUMENTS]
+            marks = ", ".join("?" * len(some))
+            sql = f"SELECT id, digest FROM {TABLES[kind].name} WHERE id IN ({marks})"  # noqa: S608
+            digests.update(await self._engine.fetch(sql, some))
+        return digests
+
+    async def touch(self, touches: Sequence[SessionTouch]) -> list[Sequence[Any]]:
+        """Return what the sessions are after each touch."""
+        arguments = [_arguments(each) for each in touches]
+
+        def touch(db: sqlite3.Connection) -> list[Sequence[Any]]:
+            return [db.execute(_TOUCH, each).fetchone() for each in arguments]
+
+        return await self._engine.transaction(touch)
+
+
+def _trigrams(keyword: str) -> str:
+    """Return up to 32 trigrams from all over *keyword*, as a query of FTS5 for all of them."""
+    every = max(1, (len(keyword) - _TRIGRAM + 1) // _MOST_TRIGRAMS)
+    starts = range(0, len(keyword) - _TRIGRAM + 1, every)
+    trigrams = dict.fromkeys(keyword[start : start + _TRIGRAM] for start in starts)
+    return " ".join('"' + trigram.replace('"', '""') + '"' for trigram in list(trigrams)[:_MOST_TRIGRAMS])
+
+
+def _arguments(touch: SessionTouch) -> tuple[Any, ...]:
+    context = None if touch.context is None else touch.context.decode()
+    times = SQLITE.time(touch.at), SQLITE.time(touch.expires_at)
+    return touch.user_id, touch.session_id, *times, context

@@ -1,0 +1,236 @@
+"""SqlLogBackend: logs on PostgreSQL and SQLite."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Final
+
+from multidb.errors import BackendError, ConflictError
+from multidb.logs._records import Event, Message, MessageStats, Sale, Session
+from multidb.logs.backends._sql_postgres import PostgresFlavour
+from multidb.logs.backends._sql_rows import portions, reader, row_of
+from multidb.logs.backends._sql_schema import create_or_upgrade
+from multidb.logs.backends._sql_sqlite import SqliteFlavour
+from multidb.logs.backends._sql_statements import DELETED_AT_ONCE, Shape, Statement, Statements
+from multidb.logs.protocol import Appended, R
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from multidb.engines.sql import SqlEngine
+    from multidb.logs._records import SaleStatus
+    from multidb.logs.protocol import Bucket, Entry, Query, SessionTouch
+
+
+class SqlLogBackend:
+    """
+    Logs in four tables: `multidb_events`, `multidb_sales`, `multidb_messages` and `multidb_sessions`.
+
+    What is acknowledged is committed. A batch of entries is one statement, in SQLite one transaction; a query
+    is one statement, and a search one that uses an index of trigrams.
+    """
+
+    def __init__(self, engine: SqlEngine) -> None:
+        """Keep the logs in the database of *engine*."""
+        self._engine = engine
+        self._flavour = _flavour(engine)
+        self._values = self._flavour.values
+        self._statements = Statements(self._flavour)
+        self._readers: dict[Any, Callable[[Sequence[Any]], Any]] = {
+            model: reader(model, self._values) for model in (Event, Sale, Message, Session)
+        }
+
+    @property
+    def name(self) -> str:
+        """`postgresql` or `sqlite`."""
+        return self._engine.name
+
+    async def open(self) -> None:
+        """Create or upgrade the tables. Raises ConfigurationError for tables of a newer multidb."""
+        await create_or_upgrade(self._engine)
+
+    async def close(self) -> None:
+        """There is nothing to close: the connections are the engine's."""
+
+    async def append(self, entries: Sequence[Entry[R]], /) -> Sequence[Appended]:
+        """Store *entries* in one round trip; in another, look at what was there. Return the outcomes."""
+        if not entries:
+            return []
+        kind = type(entries[0].record)
+        first: dict[Any, Entry[R]] = {}
+        for entry in entries:
+            first.setdefault(self._values.id(entry.record.id), entry)
+        rows = [row_of(entry, self._values) for entry in first.values()]
+        rows.sort(key=_ID)  # Two that insert the same ids in the same order cannot deadlock.
+        stored: set[Any] = set()
+        for some in portions(rows):
+            with _ambiguous_after(stored):
+                stored |= await self._flavour.insert(kind, some)
+        if len(stored) == len(entries):
+            return [Appended.STORED] * len(entries)
+        known = await self._flavour.digests(kind, [row[0] for row in rows if row[0] not in stored])
+        return self._outcomes(entries, stored, known | {key: first[key].digest for key in stored})
+
+    def _outcomes(
+        self, entries: Sequence[Entry[R]], stored: set[Any], digests: dict[Any, bytes]
+    ) -> list[Appended]:
+        """Return what became of *entries*: *stored* are the new ids, *digests* what every id stands for."""
+        fresh = set(stored)
+        outcomes = []
+        for entry in entries:
+            key = self._values.id(entry.record.id)
+            if key in fresh:
+                fresh.remove(key)
+                outcomes.append(Appended.STORED)
+            # One that is not there was there a moment ago, and has been deleted since.
+            elif digests.get(key, entry.digest) == entry.digest:
+                outcomes.append(Appended.DUPLICATE)
+            else:
+                outcomes.append(Appended.CONFLICT)
+        return outcomes
+
+    async def query(self, query: Query[R], /) -> list[R]:
+        """Return the first `query.limit` matching records, newest first."""
+        statement = self._statements.select(await self._shape(query))
+        rows = await self._fetch(statement, self._arguments(query), prepared=query.keyword is None)
+        read = self._readers[query.kind]
+        return [read(row) for row in rows]
+
+    async def count(self, query: Query[R], by: str | None = None, /) -> dict[str, int]:
+        """Count the matching records by the field *by*; those without one count under the key ""."""
+        statement = self._statements.count(await self._shape(query, after=False), by)
+        rows = await self._fetch(statement, self._arguments(query))
+        if by is None:
+            return {"": rows[0][0]}
+        return {value or "": count for value, count in rows}
+
+    async def histogram(self, query: Query[R], bucket: Bucket, /) -> dict[datetime, int]:
+        """Count the matching records by the start of their *bucket*, oldest first."""
+        statement = self._statements.histogram(await self._shape(query, after=False))
+        arguments = self._arguments(query) | self._flavour.bucket_arguments(bucket)
+        rows = await self._fetch(statement, arguments)
+        return {self._values.moment(start): count for start, count in rows}
+
+    async def delete(self, query: Query[R], /) -> int:
+        """Delete the matching records, some thousands at a time: what takes too long goes on where it was."""
+        statement = self._statements.delete(await self._shape(query, after=False))
+        args = statement.args(self._arguments(query))
+        deleted = 0
+        while True:
+            with _ambiguous_after(deleted):
+                now = await self._engine.execute(statement.sql, args)
+            deleted += now
+            if now < DELETED_AT_ONCE:
+                return deleted
+
+    async def set_sale_status(
+        self, sale_id: UUID, status: SaleStatus, allowed_from: Sequence[SaleStatus], /
+    ) -> Sale | None:
+        """Give a sale a new status in one atomic step. Raises ConflictError when it may not get it."""
+        arguments: dict[str, Any] = {"id": self._values.id(sale_id), "new_status": status}
+        arguments |= {f"allowed_{number}": each for number, each in enumerate(allowed_from)}
+        while True:
+            change = self._statements.set_status(len(allowed_from))
+            rows = await self._fetch(change, arguments, writes=True)
+            if rows:
+                return self._sale(rows[0])
+            rows = await self._fetch(self._statements.sale(), arguments)
+            if not rows:
+                return None
+            sale = self._sale(rows[0])
+            if sale.status == status:
+                return sale
+            if sale.status not in allowed_from:
+                msg = f"a sale that is {sale.status} cannot become {status}"
+                raise ConflictError(msg)
+            # It got a status it may have between the two statements: once more.
+
+    async def message_stats(self, query: Query[R], /) -> MessageStats:
+        """Aggregate the matching messages in the database."""
+        statement = self._statements.message_stats(await self._shape(query, after=False))
+        rows = await self._fetch(statement, self._arguments(query))
+        (totals,) = (row for row in rows if row[0] is None)
+        _, total, users, conversations, characters, first, last = totals
+        return MessageStats(
+            total=total,
+            by_role={role: count for role, count, *_ in rows if role is not None},
+            users=users,
+            conversations=conversations,
+            characters=characters,
+            first_at=None if first is None else self._values.moment(first),
+            last_at=None if last is None else self._values.moment(last),
+        )
+
+    async def touch_sessions(self, touches: Sequence[SessionTouch], /) -> list[Session]:
+        """Start or continue sessions; return each as it is after its touch."""
+        read = self._readers[Session]
+        return [read(row) for row in await self._flavour.touch(touches)] if touches else []
+
+    async def active_sessions(self, user_id: str | None, now: datetime, limit: int, /) -> list[Session]:
+        """Return the sessions active at *now*, the last seen first."""
+        statement = self._statements.active_sessions(of_user=user_id is not None)
+        arguments = {"user_id": user_id, "now": self._values.time(now), "limit": limit}
+        read = self._readers[Session]
+        return [read(row) for row in await self._fetch(statement, arguments, prepared=True)]
+
+    async def end_session(self, user_id: str, session_id: str, now: datetime, /) -> bool:
+        """End a session that is active at *now*; return whether there was one."""
+        statement = self._statements.end_session()
+        arguments = {"user_id": user_id, "session_id": session_id, "now": self._values.time(now)}
+        return await self._engine.execute(statement.sql, statement.args(arguments)) == 1
+
+    async def _shape(self, query: Query[Any], *, after: bool = True) -> Shape:
+        return Shape(
+            kind=query.kind,
+            equal=tuple(sorted(query.equal)),
+            since=query.since is not None,
+            until=query.until is not None,
+            after=after and query.after is not None,
+            keyword="" if query.keyword is None else await self._flavour.how(query.keyword, query.limit),
+        )
+
+    def _arguments(self, query: Query[Any]) -> dict[str, Any]:
+        time = self._values.time
+        arguments: dict[str, Any] = {**query.equal, "limit": query.limit}
+        if query.since is not None:
+            arguments["since"] = time(query.since)
+        if query.until is not None:
+            arguments["until"] = time(query.until)
+        if query.after is not None:
+            arguments["after_time"] = time(query.after[0])
+            arguments["after_id"] = self._values.id(query.after[1])
+        if query.keyword is not None:
+            arguments |= self._flavour.keyword_arguments(query.keyword)
+        return arguments
+
+    async def _fetch(
+        self, statement: Statement, arguments: dict[str, Any], *, writes: bool = False, prepared: bool = False
+    ) -> Sequence[Any]:
+        # Prepared is what is run all the time and has but one good plan.
+        return await self._engine.fetch(
+            statement.sql, statement.args(arguments), writes=writes, prepared=prepared
+        )
+
+    def _sale(self, row: Sequence[Any]) -> Sale:
+        sale: Sale = self._readers[Sale](row)
+        return sale
+
+
+_ID: Final = itemgetter(0)
+
+
+@contextmanager
+def _ambiguous_after(done: object) -> Iterator[None]:
+    """What fails in the block may have been applied in part when something was *done* before."""
+    try:
+        yield
+    except BackendError as exc:
+        exc.ambiguous = exc.ambiguous or bool(done)
+        raise
+
+
+def _flavour(engine: SqlEngine) -> PostgresFlavour | SqliteFlavour:
+    return PostgresFlavour(engine) if engine.name == "postgresql" else SqliteFlavour(engine)

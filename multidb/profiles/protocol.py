@@ -1,0 +1,132 @@
+"""What a profile backend has to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from multidb.errors import ConflictError
+    from multidb.profiles._records import Document, ProfileStats
+
+Operator: TypeAlias = Literal["eq", "in", "gt", "gte", "lt", "lte", "exists"]
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """
+    One write to one profile, applied as one atomic step. Paths are dotted; values are plain JSON already checked.
+
+    A path that leads through, or into, anything but a dict (a list, a number, None) is a conflict, and so is an
+    increment of what is not a number, or beyond 64 bits. A path that does not exist is created, an increment starts
+    at 0.
+    """
+
+    username: str
+    at: datetime
+    """Becomes `updated_at`, and `created_at` of a new profile."""
+    set: Mapping[str, Any] = field(default_factory=dict)
+    increment: Mapping[str, int | float] = field(default_factory=dict)
+    remove: Sequence[str] = ()
+    """A patch that only removes, and finds nothing to remove, writes nothing: the version stays."""
+    replace: bool = False
+    """Drop every field of the program's that is not in *set*."""
+    upsert: bool = False
+    """Create the profile where there is none; otherwise nothing happens then."""
+    expected_version: int | None = None
+    """Conflict unless the stored version is this one; 0 stands for a profile that does not exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a patch did: *document* is the profile after it (None: there is none), *changed* whether it wrote."""
+
+    document: Document | None
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """
+    One condition on the value at a dotted path, with MongoDB's meaning.
+
+    *value* is a scalar (for `in` a sequence of scalars, for `exists` a bool; for the reserved time fields a datetime).
+    Values compare only within their type (bool, number, text, time): 1 equals 1.0 but not True. `eq None` holds where
+    the field is missing, too. A condition on a list holds when one of its items, or of the dicts in it, fulfils it.
+    """
+
+    path: str
+    operator: Operator
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileQuery:
+    """
+    Which profiles, in which order.
+
+    *sort*: (path, descending) pairs. Values sort by type first: missing, None, lists and dicts (all equal), then bool,
+    number, text (by code points), time; descending turns all of it round. What is equal sorts by username, ascending.
+    *after*: the values at the sort paths, and the username, of the document to continue behind.
+    """
+
+    conditions: Sequence[Condition] = ()
+    sort: Sequence[tuple[str, bool]] = ()
+    after: tuple[Sequence[Any], str] | None = None
+    limit: int = 100
+
+
+class ProfileBackend(Protocol):
+    """
+    Documents by username.
+
+    Gets arguments already checked. Raises only `multidb.errors.BackendError` and its children, and InvalidValueError
+    for a patch that makes a document larger than the backend can keep. Documents carry the four reserved fields.
+    """
+
+    @property
+    def name(self) -> str:
+        """A short constant name for metrics and errors, such as `mongodb`."""
+        ...
+
+    async def open(self) -> None:
+        """Create what is missing: folders, indexes. Called once, after its engine is open."""
+        ...
+
+    async def close(self) -> None:
+        """Release what `open()` took. Called once, before its engine closes."""
+        ...
+
+    async def apply(self, patches: Sequence[Patch], /) -> Sequence[Applied | ConflictError]:
+        """
+        Apply *patches* in order; return what each did. A conflict leaves its profile alone and the other patches too.
+
+        A write adds 1 to `version` and sets `updated_at`; a new profile has version 1.
+        """
+        ...
+
+    async def get(self, usernames: Sequence[str], /) -> dict[str, Document]:
+        """Return the profiles that exist among *usernames*."""
+        ...
+
+    async def find(self, query: ProfileQuery, /) -> list[Document]:
+        """Return the first `query.limit` profiles that fulfil every condition, in the query's order."""
+        ...
+
+    async def search(self, keyword: str, limit: int, /) -> list[Document]:
+        """Return profiles whose username or a text field at the top level, folded, contains *keyword*; by username."""
+        ...
+
+    async def delete(self, usernames: Sequence[str], /) -> Sequence[bool]:
+        """Delete profiles; return for each whether it was there."""
+        ...
+
+    async def stats(self) -> ProfileStats:
+        """Count the profiles where they are kept."""
+        ...
+
+
+__all__ = ["Applied", "Condition", "Operator", "Patch", "ProfileBackend", "ProfileQuery"]

@@ -1,0 +1,140 @@
+"""Every setting of multidb, from keywords or from the environment; no I/O, and nothing is read at import."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+from multidb.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_MEBIBYTE: Final = 1024 * 1024
+_UNPREFIXED: Final = {
+    "postgres_url": ("POSTGRES_URL", "DATABASE_URL"),
+    "mongodb_uri": ("MONGODB_URI",),
+    "mongodb_db": ("MONGODB_DB",),
+    "redis_url": ("REDIS_URL",),
+}
+
+
+class Settings(BaseModel):
+    """
+    What a MultiDB is made from.
+
+    Keywords have the names below. The environment has them in capitals: the three URLs and `MONGODB_DB` as they are,
+    everything else behind `MULTIDB_`. A URL is kept as a secret: no repr, log or error shows it.
+    Raises ConfigurationError, naming the setting, for a value that does not fit.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    postgres_url: SecretStr | None = None
+    """Logs: `postgresql://…`, `sqlite:///path`, `file://folder` or `memory://`. Unset: SQLite in *data_dir*."""
+    mongodb_uri: SecretStr | None = None
+    """Profiles: `mongodb://…`, `mongodb+srv://…`, `file://folder` or `memory://`. Unset: files in *data_dir*."""
+    redis_url: SecretStr | None = None
+    """State: `redis://…`, `rediss://…`, `redis+cluster://…`, `redis+sentinel://…`, `file://folder` or `memory://`.
+    Unset: in process, with a journal in *data_dir*."""
+
+    data_dir: Path = Path("data")
+    """The folder of the embedded defaults."""
+    mongodb_db: str | None = Field(
+        default=None, min_length=1, max_length=63, pattern=r"^[^/\\. \"$*<>:|?\x00]+$"
+    )
+    """MongoDB database; unset: the one in the URI, else `multidb`."""
+    mongo_driver: Literal["pymongo", "motor"] = "pymongo"
+    redis_prefix: str = Field(default="multidb", min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")
+    """What every Redis key starts with; programs that share a server need different ones."""
+
+    deadline_seconds: float = Field(default=2.0, gt=0, le=3600, allow_inf_nan=False)
+    """How long a call may take on a server."""
+    connect_timeout_seconds: float = Field(default=2.0, gt=0, le=3600, allow_inf_nan=False)
+    close_timeout_seconds: float = Field(default=10.0, gt=0, le=3600, allow_inf_nan=False)
+    """How long `close_all()` may take."""
+    postgres_pool_min: int = Field(default=5, ge=1, le=1000)
+    postgres_pool_max: int = Field(default=20, ge=1, le=1000)
+    mongo_pool_max: int = Field(default=20, ge=1, le=1000)
+    redis_pool_max: int = Field(default=20, ge=1, le=1000)
+
+    max_context_bytes: int = Field(default=_MEBIBYTE, ge=1024, le=15 * _MEBIBYTE)
+    """Largest context and largest text of a log record, as UTF-8."""
+    max_state_bytes: int = Field(default=_MEBIBYTE, ge=1024, le=15 * _MEBIBYTE)
+    """Largest state value and list item, as JSON."""
+    max_profile_bytes: int = Field(default=4 * _MEBIBYTE, ge=1024, le=15 * _MEBIBYTE)
+    """Largest profile, or part of one, that a single call may write, as JSON."""
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as exc:
+            problems = "; ".join(
+                f"{'.'.join(map(str, error['loc']))}: {error['msg']}"
+                for error in exc.errors(include_url=False, include_context=False, include_input=False)
+            )
+        else:
+            return
+        # Raised out here: pydantic's own exception keeps the input, which may hold a password, so it is no context.
+        msg = f"settings: {problems}"
+        raise ConfigurationError(msg)
+
+    @field_validator("postgres_url", "mongodb_uri", "redis_url", mode="before")
+    @classmethod
+    def _unset_when_empty(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Self:
+        """
+        Read the settings from *environ* (default: the process environment); *overrides* win.
+
+        Besides the names in the class: `DATABASE_URL` where `POSTGRES_URL` is unset, or `DATABASE_TYPE=postgresql` with
+        `POSTGRES_HOST`, `POSTGRES_PORT`, `POSTGRES_USER`, `POSTGRES_PASSWORD` and `POSTGRES_DB`.
+        Raises ConfigurationError for an unknown `MULTIDB_*` name, too: a typo should not be silent.
+        """
+        environ = os.environ if environ is None else environ
+        values: dict[str, Any] = {}
+        for field in cls.model_fields:
+            for name in _UNPREFIXED.get(field, (f"MULTIDB_{field.upper()}",)):
+                if environ.get(name):
+                    values[field] = environ[name]
+                    break
+        if "postgres_url" not in values and (url := _url_from_parts(environ)):
+            values["postgres_url"] = url
+        _refuse_unknown(environ, set(cls.model_fields))
+        return cls(**(values | overrides))
+
+
+def _url_from_parts(environ: Mapping[str, str]) -> str | None:
+    kind = environ.get("DATABASE_TYPE", "").lower()
+    if kind in ("", "sqlite"):
+        return None
+    if kind not in ("postgres", "postgresql"):
+        msg = "DATABASE_TYPE: must be postgresql or sqlite"
+        raise ConfigurationError(msg)
+    host, port, user, password, database = (
+        environ.get(f"POSTGRES_{part}") or default
+        for part, default in (
+            ("HOST", "localhost"),
+            ("PORT", "5432"),
+            ("USER", "postgres"),
+            ("PASSWORD", ""),
+            ("DB", "postgres"),
+        )
+    )
+    credentials = quote(user, safe="") + (f":{quote(password, safe='')}" if password else "")
+    address = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    return f"postgresql://{credentials}@{address}:{port}/{quote(database, safe='')}"
+
+
+def _refuse_unknown(environ: Mapping[str, str], fields: set[str]) -> None:
+    known = {f"MULTIDB_{field.upper()}" for field in fields - _UNPREFIXED.keys()}
+    for name in environ:
+        if name.startswith("MULTIDB_") and not name.startswith("MULTIDB_TEST_") and name not in known:
+            msg = f"{name}: no such setting; there are {', '.join(sorted(known))}"
+            raise ConfigurationError(msg)

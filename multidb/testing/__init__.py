@@ -1,0 +1,1 @@
+"""What a test suite needs around multidb: servers, fakes, faults and conformance suites."""
