@@ -383,6 +383,10 @@ def _memory_logs(url: str, settings: Settings, clock: Clock) -> _Built:
 
 @_PROFILES.add("mongodb", "mongodb+srv")
 def _mongo_profiles(url: str, settings: Settings, clock: Clock) -> _Built:
+    from multidb.engines._drivers import require
+
+    if settings.mongo_driver == "motor":
+        require("motor", "motor")
     from multidb.engines.mongo import MongoEngine
     from multidb.profiles.backends.mongo import MongoProfileBackend
 

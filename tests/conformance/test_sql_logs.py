@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 import pytest_asyncio
 
 from multidb.engines.sql import SqlEngine
+from multidb.errors import BackendTimeoutError
 from multidb.logs._records import Event, Message
 from multidb.logs.backends.sql import SqlLogBackend
 from multidb.logs.protocol import Appended, Query
@@ -123,7 +125,31 @@ class SearchTests:
         assert {"": 1} == await backend.count(of_user(user, Event))
 
 
-class AwkwardKeyTests:
+class PartTests:
+    """What is done in several steps."""
+
+    async def test_failure_after_a_part(
+        self, backend: SqlLogBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A batch that fails when a part of it is stored is ambiguous, and complete after a retry."""
+        user = unique()
+        batch = entries(event(user, message="x" * 400_000, id=each) for each in (uuid4() for _ in range(3)))
+        flavour = backend._flavour
+        insert, calls = flavour.insert, iter(range(10))
+
+        async def fail_once(kind: Any, rows: Any) -> Any:
+            if next(calls) == 1:
+                raise BackendTimeoutError("not applied")
+            return await insert(kind, rows)
+
+        monkeypatch.setattr(flavour, "insert", fail_once)
+        with pytest.raises(BackendTimeoutError) as caught:
+            await backend.append(batch)
+
+        assert caught.value.ambiguous
+        assert {Appended.STORED, Appended.DUPLICATE} == set(await backend.append(batch))
+        assert {"": 3} == await backend.count(of_user(user, Event))
+
     async def test_same_session_often_in_a_batch(self, backend: LogBackend) -> None:
         """A batch may touch a session several times: each answer is the session after that touch."""
         user, other = unique(), unique()
@@ -147,7 +173,7 @@ def postgres_url() -> Iterator[str]:
 
 
 @needs_postgres
-class TestPostgres(SqlSuite, SearchTests, AwkwardKeyTests):
+class TestPostgres(SqlSuite, SearchTests, PartTests):
     @pytest.fixture
     def new_engine(self, postgres_url: str) -> Callable[[], SqlEngine]:
         return lambda: SqlEngine(postgres_url)
@@ -169,7 +195,7 @@ class TestPostgresBehindPooler(SqlSuite):
         return lambda: SqlEngine(f"{postgres_url}?pgbouncer=true")
 
 
-class TestSqlite(SqlSuite, SearchTests, AwkwardKeyTests):
+class TestSqlite(SqlSuite, SearchTests, PartTests):
     @pytest.fixture
     def new_engine(self, tmp_path: Path) -> Callable[[], SqlEngine]:
         return lambda: SqlEngine(f"sqlite:///{tmp_path}/a folder/100%#.db")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import Interval, Text, bindparam, func, literal_column, or_
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 
+from multidb.engines.sql import ambiguous_after
 from multidb.logs.backends._sql_rows import POSTGRES
 from multidb.logs.backends._sql_statements import TOUCH
 from multidb.logs.backends._sql_tables import EVENTS, TABLES, Time
@@ -102,10 +103,12 @@ class PostgresFlavour:
     async def touch(self, touches: Sequence[SessionTouch]) -> list[Sequence[Any]]:
         """Return what the sessions are after each touch. A statement may touch each but once."""
         rows: list[Sequence[Any]] = [()] * len(touches)
-        for turn in _turns(touches):
+        for number, turn in enumerate(_turns(touches)):
             places = [turn[key] for key in sorted(turn)]  # The same order everywhere cannot deadlock.
             columns = zip(*(_arguments(touches[place]) for place in places), strict=True)
-            for row in await self._engine.fetch(_TOUCH, list(columns), writes=True):
+            with ambiguous_after(number):
+                touched = await self._engine.fetch(_TOUCH, list(columns), writes=True)
+            for row in touched:
                 rows[turn[row[0], row[1]]] = row
         return rows
 

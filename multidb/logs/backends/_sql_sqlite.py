@@ -28,7 +28,7 @@ _SCANNED: Final = "scanned"
 _TRIGRAM: Final = 3
 _MOST_TRIGRAMS: Final = 32
 _MOST_ARGUMENTS: Final = 500
-# Of a million records a thousandth and more by the root of how many are wanted: there both ways take as long.
+# So many records, by the root of how many are wanted, take as long to look up as a million take to look through.
 _MANY: Final = 1000
 _COUNT_CANDIDATES: Final = """
 SELECT count(*) FROM (SELECT rowid FROM multidb_events_search WHERE multidb_events_search MATCH ? LIMIT ?)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
-from multidb.errors import BackendError, ConflictError
+from multidb.engines.sql import ambiguous_after
+from multidb.errors import ConflictError
 from multidb.logs._records import Event, Message, MessageStats, Sale, Session
 from multidb.logs.backends._sql_postgres import PostgresFlavour
 from multidb.logs.backends._sql_rows import portions, reader, row_of
@@ -16,7 +16,7 @@ from multidb.logs.backends._sql_statements import DELETED_AT_ONCE, Shape, Statem
 from multidb.logs.protocol import Appended, R
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -67,11 +67,12 @@ class SqlLogBackend:
         rows.sort(key=_ID)  # Two that insert the same ids in the same order cannot deadlock.
         stored: set[Any] = set()
         for some in portions(rows):
-            with _ambiguous_after(stored):
+            with ambiguous_after(stored):
                 stored |= await self._flavour.insert(kind, some)
         if len(stored) == len(entries):
             return [Appended.STORED] * len(entries)
-        known = await self._flavour.digests(kind, [row[0] for row in rows if row[0] not in stored])
+        with ambiguous_after(stored):
+            known = await self._flavour.digests(kind, [row[0] for row in rows if row[0] not in stored])
         return self._outcomes(entries, stored, known | {key: first[key].digest for key in stored})
 
     def _outcomes(
@@ -120,7 +121,7 @@ class SqlLogBackend:
         args = statement.args(self._arguments(query))
         deleted = 0
         while True:
-            with _ambiguous_after(deleted):
+            with ambiguous_after(deleted):
                 now = await self._engine.execute(statement.sql, args)
             deleted += now
             if now < DELETED_AT_ONCE:
@@ -220,16 +221,6 @@ class SqlLogBackend:
 
 
 _ID: Final = itemgetter(0)
-
-
-@contextmanager
-def _ambiguous_after(done: object) -> Iterator[None]:
-    """What fails in the block may have been applied in part when something was *done* before."""
-    try:
-        yield
-    except BackendError as exc:
-        exc.ambiguous = exc.ambiguous or bool(done)
-        raise
 
 
 def _flavour(engine: SqlEngine) -> PostgresFlavour | SqliteFlavour:
