@@ -1,22 +1,17 @@
-"""MultiDB: the one place that knows every store, backend and engine, and opens and closes them together."""
+"""MultiDB and the process default: the three stores, opened and closed together."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import warnings
-from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
-from urllib.parse import quote, unquote
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from multidb._backends import build_logs, build_profiles, build_state, own
 from multidb._core.clock import Clock, SystemClock
 from multidb._core.current import get_default, set_default
 from multidb._core.lifecycle import Lifecycle, Phase
-from multidb._core.registry import Registry, folder_of
 from multidb.errors import ClosedError, ConfigurationError
 from multidb.logs._store import LogStore
 from multidb.profiles._store import ProfileStore
@@ -25,6 +20,7 @@ from multidb.settings import Settings
 from multidb.state._store import StateStore
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
     from types import TracebackType
 
     from multidb.instrumentation import Hook
@@ -35,43 +31,12 @@ if TYPE_CHECKING:
 _log = logging.getLogger("multidb")
 
 
-class Engine(Protocol):
-    """The pool to one server."""
-
-    async def open(self) -> None: ...
-
-    async def close(self) -> None: ...
-
-    def abandon(self) -> None:
-        """Let go of everything without the event loop, which is gone, and without talking to the server."""
-        ...
-
-
 class _Opened(Protocol):
     """What an engine and a backend have in common."""
 
     async def open(self) -> None: ...
 
     async def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Built:
-    """A backend, what it stands on, and where its data is, in words without a secret."""
-
-    backend: Any
-    engine: Engine | None = None
-    location: str = "in process"
-
-    @property
-    def can_hang(self) -> bool:
-        return self.location != "in process"
-
-
-_Factory: TypeAlias = Callable[[str, Settings, Clock], _Built]
-_LOGS: Registry[_Factory] = Registry("POSTGRES_URL")
-_PROFILES: Registry[_Factory] = Registry("MONGODB_URI")
-_STATE: Registry[_Factory] = Registry("REDIS_URL")
 
 
 class MultiDB:
@@ -103,9 +68,9 @@ class MultiDB:
         self.settings = settings = Settings.from_env() if settings is None else settings
         clock = clock or SystemClock()
         built = {
-            "logs": _build_logs(settings, clock) if logs is None else _own(logs),
-            "profiles": _build_profiles(settings, clock) if profiles is None else _own(profiles),
-            "state": _build_state(settings, clock) if state is None else _own(state),
+            "logs": build_logs(settings, clock) if logs is None else own(logs),
+            "profiles": build_profiles(settings, clock) if profiles is None else own(profiles),
+            "state": build_state(settings, clock) if state is None else own(state),
         }
         self.locations = {store: f"{one.backend.name}, {one.location}" for store, one in built.items()}
         """Where each store keeps its data, in words, without a secret."""
@@ -278,7 +243,7 @@ async def close_all() -> None:
 
 @asynccontextmanager
 async def lifespan(
-    app: object = None,
+    app: object = None,  # noqa: ARG001 -- what an ASGI framework passes
     *,
     settings: Settings | None = None,
     hooks: Sequence[Hook] = (),
@@ -295,151 +260,3 @@ async def lifespan(
         yield
     finally:
         await close_all()
-
-
-# How much of the deadline a call may wait for a connection: then it knows that nothing was sent.
-_POOL_SHARE = 0.9
-_REDIS = ("redis", "rediss", "valkey", "valkeys")
-
-# Which backend for which URL. The drivers are imported by what is built, not here.
-
-
-def _own(backend: object) -> _Built:
-    return _Built(backend, location="own backend")
-
-
-def _build_logs(settings: Settings, clock: Clock) -> _Built:
-    url = _reveal(settings.postgres_url) or f"sqlite:///{quote(str(settings.data_dir / 'multidb.db'))}"
-    return _LOGS.find(url)(url, settings, clock)
-
-
-def _build_profiles(settings: Settings, clock: Clock) -> _Built:
-    url = _reveal(settings.mongodb_uri) or f"file://{quote(str(settings.data_dir / 'profiles'))}"
-    return _PROFILES.find(url)(url, settings, clock)
-
-
-def _build_state(settings: Settings, clock: Clock) -> _Built:
-    url = _reveal(settings.redis_url) or f"file://{quote(str(settings.data_dir / 'state'))}"
-    return _STATE.find(url)(url, settings, clock)
-
-
-def _reveal(secret: Any) -> str | None:
-    return None if secret is None else secret.get_secret_value()
-
-
-def _hosts(url: str) -> str:
-    """Return the hosts of a URL, without what may be secret."""
-    rest = url.partition("://")[2]
-    netloc = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    # A password that is not escaped may reach behind what looks like the hosts.
-    if "@" in rest[len(netloc) :]:
-        return "a server"
-    return netloc.rpartition("@")[2] or "local socket"
-
-
-@_LOGS.add("postgresql", "postgres", "postgresql+asyncpg", "postgres+asyncpg")
-def _postgres_logs(url: str, settings: Settings, clock: Clock) -> _Built:
-    from multidb.engines.sql import SqlEngine
-    from multidb.logs.backends.sql import SqlLogBackend
-
-    engine = SqlEngine(
-        url,
-        pool_min=settings.postgres_pool_min,
-        pool_max=settings.postgres_pool_max,
-        pool_timeout_seconds=_POOL_SHARE * settings.deadline_seconds,
-        connect_timeout_seconds=settings.connect_timeout_seconds,
-        command_timeout_seconds=settings.deadline_seconds,
-    )
-    return _Built(SqlLogBackend(engine), engine, _hosts(url))
-
-
-@_LOGS.add("sqlite", "sqlite+aiosqlite")
-def _sqlite_logs(url: str, settings: Settings, clock: Clock) -> _Built:
-    from multidb.engines.sql import SqlEngine
-    from multidb.logs.backends.sql import SqlLogBackend
-
-    engine = SqlEngine(
-        url,
-        pool_timeout_seconds=_POOL_SHARE * settings.deadline_seconds,
-        command_timeout_seconds=settings.deadline_seconds,
-    )
-    return _Built(SqlLogBackend(engine), engine, unquote(url.partition(":///")[2]))
-
-
-@_LOGS.add("file")
-def _file_logs(url: str, settings: Settings, clock: Clock) -> _Built:
-    from multidb.logs.backends.files import FileLogBackend
-
-    folder = Path(folder_of(url, "POSTGRES_URL"))
-    return _Built(FileLogBackend(folder), location=str(folder))
-
-
-@_LOGS.add("memory")
-def _memory_logs(url: str, settings: Settings, clock: Clock) -> _Built:
-    from multidb.logs.backends.memory import MemoryLogBackend
-
-    return _Built(MemoryLogBackend())
-
-
-@_PROFILES.add("mongodb", "mongodb+srv")
-def _mongo_profiles(url: str, settings: Settings, clock: Clock) -> _Built:
-    from multidb.engines._drivers import require
-
-    if settings.mongo_driver == "motor":
-        require("motor", "motor")
-    from multidb.engines.mongo import MongoEngine
-    from multidb.profiles.backends.mongo import MongoProfileBackend
-
-    engine = MongoEngine(
-        url,
-        settings.mongodb_db,
-        driver=settings.mongo_driver,
-        pool_max=settings.mongo_pool_max,
-        timeout_seconds=settings.deadline_seconds,
-        connect_timeout_seconds=settings.connect_timeout_seconds,
-    )
-    return _Built(MongoProfileBackend(engine), engine, _hosts(url))
-
-
-@_PROFILES.add("file")
-def _file_profiles(url: str, settings: Settings, clock: Clock) -> _Built:
-    from multidb.profiles.backends.files import FileProfileBackend
-
-    folder = Path(folder_of(url, "MONGODB_URI"))
-    return _Built(FileProfileBackend(folder), location=str(folder))
-
-
-@_PROFILES.add("memory")
-def _memory_profiles(url: str, settings: Settings, clock: Clock) -> _Built:
-    from multidb.profiles.backends.memory import MemoryProfileBackend
-
-    return _Built(MemoryProfileBackend())
-
-
-@_STATE.add("unix", *(name + kind for name in _REDIS for kind in ("", "+cluster", "+sentinel")))
-def _redis_state(url: str, settings: Settings, clock: Clock) -> _Built:
-    from multidb.engines.redis import RedisEngine
-    from multidb.state.backends.redis import RedisStateBackend
-
-    engine = RedisEngine(
-        url,
-        pool_max=settings.redis_pool_max,
-        timeout_seconds=settings.deadline_seconds,
-        connect_timeout_seconds=settings.connect_timeout_seconds,
-    )
-    return _Built(RedisStateBackend(engine, prefix=settings.redis_prefix), engine, _hosts(url))
-
-
-@_STATE.add("file")
-def _file_state(url: str, settings: Settings, clock: Clock) -> _Built:
-    from multidb.state.backends.memory import MemoryStateBackend
-
-    folder = Path(folder_of(url, "REDIS_URL"))
-    return _Built(MemoryStateBackend(clock=clock, folder=folder), location=str(folder))
-
-
-@_STATE.add("memory")
-def _memory_state(url: str, settings: Settings, clock: Clock) -> _Built:
-    from multidb.state.backends.memory import MemoryStateBackend
-
-    return _Built(MemoryStateBackend(clock=clock))

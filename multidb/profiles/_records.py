@@ -12,9 +12,6 @@ Document: TypeAlias = dict[str, Any]
 RESERVED: Final = ("username", "created_at", "updated_at", "version")
 """The fields that multidb keeps itself."""
 
-INTERNAL: Final = "_multidb"
-"""A name at the top level that backends may use for what no program sees."""
-
 
 class ProfileStats(BaseModel):
     """What `get_profile_stats()` counted."""

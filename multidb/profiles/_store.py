@@ -15,7 +15,7 @@ from multidb._core.clock import Clock, utc_now
 from multidb._core.operation import Operation
 from multidb._core.text import fold
 from multidb.errors import ConflictError, InvalidArgumentError, InvalidValueError
-from multidb.profiles._records import INTERNAL, RESERVED, Document, ProfileStats
+from multidb.profiles._records import RESERVED, Document, ProfileStats
 from multidb.profiles.protocol import Applied, Condition, Operator, Patch, ProfileBackend, ProfileQuery
 
 if TYPE_CHECKING:
@@ -306,8 +306,6 @@ class ProfileStore:
             msg = "data.username: is not the username of this call"
             raise InvalidArgumentError(msg)
         fields = {key: value for key, value in data.items() if key not in RESERVED}
-        if INTERNAL in fields:
-            raise InvalidValueError(f"data.{INTERNAL}", "the name is kept by multidb; use another")
         plain: dict[str, Any] = values.load(
             values.encode(fields, "data", max_bytes=self._max_bytes, addressable=True)
         )
@@ -352,8 +350,6 @@ def _readable_path(path: object, name: str) -> tuple[str, ...]:
         raise InvalidValueError(name, f"more than {values.MAX_DEPTH - 1} parts")
     for part in parts:
         values.check_field_name(part, name)
-    if parts[0] == INTERNAL:
-        raise InvalidValueError(name, "the name is kept by multidb; use another")
     return parts
 
 

@@ -26,7 +26,7 @@ from multidb import (
     profiles,
     state,
 )
-from multidb import _multidb as composition
+from multidb import _backends as composition
 from multidb._core import current as current_module
 from multidb.errors import BackendTimeoutError, BackendUnavailableError
 from multidb.testing.clock import ManualClock
@@ -119,9 +119,9 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Program:
         ("state", composition._STATE),
     ):
 
-        def build(*_: object, store: str = store) -> composition._Built:
+        def build(*_: object, store: str = store) -> composition.Built:
             engine: Any = program.parts.get(f"{store} engine")
-            return composition._Built(program.parts[store], engine, "a server")
+            return composition.Built(program.parts[store], engine, "a server")
 
         monkeypatch.setattr(registry, "_factories", registry._factories | {"part": build})
     return program

@@ -1,0 +1,200 @@
+"""Which backend serves which URL. The drivers are imported by what is built, not by this module."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+from urllib.parse import quote, unquote
+
+from multidb._core.clock import Clock
+from multidb._core.registry import Registry, folder_of
+from multidb.settings import Settings
+
+
+class Engine(Protocol):
+    """The pool to one server."""
+
+    async def open(self) -> None:
+        """Connect."""
+        ...
+
+    async def close(self) -> None:
+        """Disconnect, in bounded time."""
+        ...
+
+    def abandon(self) -> None:
+        """Let go of everything without the event loop, which is gone, and without talking to the server."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A backend, what it stands on, and where its data is, in words without a secret."""
+
+    backend: Any
+    engine: Engine | None = None
+    location: str = "in process"
+
+    @property
+    def can_hang(self) -> bool:
+        """Whether its calls need a deadline."""
+        return self.location != "in process"
+
+
+_Factory: TypeAlias = Callable[[str, Settings, Clock], Built]
+_LOGS: Registry[_Factory] = Registry("POSTGRES_URL")
+_PROFILES: Registry[_Factory] = Registry("MONGODB_URI")
+_STATE: Registry[_Factory] = Registry("REDIS_URL")
+
+
+# How much of the deadline a call may wait for a connection: then it knows that nothing was sent.
+_POOL_SHARE = 0.9
+_REDIS = ("redis", "rediss", "valkey", "valkeys")
+
+
+def own(backend: object) -> Built:
+    """Return *backend* as the program's own: multidb opens and closes it, and knows nothing of its engine."""
+    return Built(backend, location="own backend")
+
+
+def build_logs(settings: Settings, clock: Clock) -> Built:
+    """Return the log backend that *settings* name, or that on SQLite. Raises ConfigurationError."""
+    url = _reveal(settings.postgres_url) or f"sqlite:///{quote(str(settings.data_dir / 'multidb.db'))}"
+    return _LOGS.find(url)(url, settings, clock)
+
+
+def build_profiles(settings: Settings, clock: Clock) -> Built:
+    """Return the profile backend that *settings* name, or that on files. Raises ConfigurationError."""
+    url = _reveal(settings.mongodb_uri) or f"file://{quote(str(settings.data_dir / 'profiles'))}"
+    return _PROFILES.find(url)(url, settings, clock)
+
+
+def build_state(settings: Settings, clock: Clock) -> Built:
+    """Return the state backend that *settings* name, or that with a journal. Raises ConfigurationError."""
+    url = _reveal(settings.redis_url) or f"file://{quote(str(settings.data_dir / 'state'))}"
+    return _STATE.find(url)(url, settings, clock)
+
+
+def _reveal(secret: Any) -> str | None:
+    return None if secret is None else secret.get_secret_value()
+
+
+def _hosts(url: str) -> str:
+    """Return the hosts of a URL, without what may be secret."""
+    rest = url.partition("://")[2]
+    netloc = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    # A password that is not escaped may reach behind what looks like the hosts.
+    if "@" in rest[len(netloc) :]:
+        return "a server"
+    return netloc.rpartition("@")[2] or "local socket"
+
+
+@_LOGS.add("postgresql", "postgres", "postgresql+asyncpg", "postgres+asyncpg")
+def _postgres_logs(url: str, settings: Settings, clock: Clock) -> Built:
+    from multidb.engines.sql import SqlEngine
+    from multidb.logs.backends.sql import SqlLogBackend
+
+    engine = SqlEngine(
+        url,
+        pool_min=settings.postgres_pool_min,
+        pool_max=settings.postgres_pool_max,
+        pool_timeout_seconds=_POOL_SHARE * settings.deadline_seconds,
+        connect_timeout_seconds=settings.connect_timeout_seconds,
+        command_timeout_seconds=settings.deadline_seconds,
+    )
+    return Built(SqlLogBackend(engine), engine, _hosts(url))
+
+
+@_LOGS.add("sqlite", "sqlite+aiosqlite")
+def _sqlite_logs(url: str, settings: Settings, clock: Clock) -> Built:
+    from multidb.engines.sql import SqlEngine
+    from multidb.logs.backends.sql import SqlLogBackend
+
+    engine = SqlEngine(
+        url,
+        pool_timeout_seconds=_POOL_SHARE * settings.deadline_seconds,
+        command_timeout_seconds=settings.deadline_seconds,
+    )
+    return Built(SqlLogBackend(engine), engine, unquote(url.partition(":///")[2]))
+
+
+@_LOGS.add("file")
+def _file_logs(url: str, settings: Settings, clock: Clock) -> Built:
+    from multidb.logs.backends.files import FileLogBackend
+
+    folder = Path(folder_of(url, "POSTGRES_URL"))
+    return Built(FileLogBackend(folder), location=str(folder))
+
+
+@_LOGS.add("memory")
+def _memory_logs(url: str, settings: Settings, clock: Clock) -> Built:
+    from multidb.logs.backends.memory import MemoryLogBackend
+
+    return Built(MemoryLogBackend())
+
+
+@_PROFILES.add("mongodb", "mongodb+srv")
+def _mongo_profiles(url: str, settings: Settings, clock: Clock) -> Built:
+    from multidb.engines._drivers import require
+
+    if settings.mongo_driver == "motor":
+        require("motor", "motor")
+    from multidb.engines.mongo import MongoEngine
+    from multidb.profiles.backends.mongo import MongoProfileBackend
+
+    engine = MongoEngine(
+        url,
+        settings.mongodb_db,
+        driver=settings.mongo_driver,
+        pool_max=settings.mongo_pool_max,
+        timeout_seconds=settings.deadline_seconds,
+        connect_timeout_seconds=settings.connect_timeout_seconds,
+    )
+    return Built(MongoProfileBackend(engine), engine, _hosts(url))
+
+
+@_PROFILES.add("file")
+def _file_profiles(url: str, settings: Settings, clock: Clock) -> Built:
+    from multidb.profiles.backends.files import FileProfileBackend
+
+    folder = Path(folder_of(url, "MONGODB_URI"))
+    return Built(FileProfileBackend(folder), location=str(folder))
+
+
+@_PROFILES.add("memory")
+def _memory_profiles(url: str, settings: Settings, clock: Clock) -> Built:
+    from multidb.profiles.backends.memory import MemoryProfileBackend
+
+    return Built(MemoryProfileBackend())
+
+
+@_STATE.add("unix", *(name + kind for name in _REDIS for kind in ("", "+cluster", "+sentinel")))
+def _redis_state(url: str, settings: Settings, clock: Clock) -> Built:
+    from multidb.engines.redis import RedisEngine
+    from multidb.state.backends.redis import RedisStateBackend
+
+    engine = RedisEngine(
+        url,
+        pool_max=settings.redis_pool_max,
+        timeout_seconds=settings.deadline_seconds,
+        connect_timeout_seconds=settings.connect_timeout_seconds,
+    )
+    return Built(RedisStateBackend(engine, prefix=settings.redis_prefix), engine, _hosts(url))
+
+
+@_STATE.add("file")
+def _file_state(url: str, settings: Settings, clock: Clock) -> Built:
+    from multidb.state.backends.memory import MemoryStateBackend
+
+    folder = Path(folder_of(url, "REDIS_URL"))
+    return Built(MemoryStateBackend(clock=clock, folder=folder), location=str(folder))
+
+
+@_STATE.add("memory")
+def _memory_state(url: str, settings: Settings, clock: Clock) -> Built:
+    from multidb.state.backends.memory import MemoryStateBackend
+
+    return Built(MemoryStateBackend(clock=clock))
