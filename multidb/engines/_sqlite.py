@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sqlalchemy import URL, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -100,9 +100,8 @@ class SqliteDriver:
         """Refuse a library or a file that multidb cannot use. Raises ConfigurationError."""
         if sqlite3.sqlite_version_info < _OLDEST:
             raise ConfigurationError(f"SQLite {sqlite3.sqlite_version} is too old; multidb needs SQLite 3.35")
-        ((has_search,),) = await connection.execute_fetchall(
-            "SELECT sqlite_compileoption_used('ENABLE_FTS5')"
-        )
+        look = "SELECT sqlite_compileoption_used('ENABLE_FTS5')"
+        ((has_search,),) = await self.fetch(connection, look, (), prepared=False)
         if not has_search:
             raise ConfigurationError("the SQLite of this Python was built without FTS5, which multidb needs")
 
@@ -112,7 +111,7 @@ class SqliteDriver:
 
     async def ping(self, connection: aiosqlite.Connection) -> None:
         """Return when the file has been read, and is still where it was."""
-        await connection.execute_fetchall("SELECT count(*) FROM sqlite_master")
+        await self.fetch(connection, "SELECT count(*) FROM sqlite_master", (), prepared=False)
         if not self._path.exists():
             raise BackendUnavailableError("the database file is gone")
 
@@ -146,20 +145,26 @@ class SqliteDriver:
 
     async def close(self, connection: aiosqlite.Connection) -> None:
         """Close the file and end the thread."""
-        await connection.close()
+        await _hop(connection, lambda db: db.close())
+        _stop(connection)
 
     def drop(self, connection: aiosqlite.Connection) -> None:
-        """Have the thread close the file and end when it is done with what it does."""
+        """Have the thread break off what it does, close the file and end."""
         with suppress(ValueError):  # closed already
             connection._conn.interrupt()  # noqa: SLF001 -- the public way is asynchronous
-        connection.stop()
+        _stop(connection)
 
     def abandon(self, connection: aiosqlite.Connection) -> None:
         """Have the thread close the file and end: the event loop is gone."""
-        # From a thread without an event loop, stop() does not look for one to report to.
-        stopping = Thread(target=connection.stop, daemon=True)
-        stopping.start()
-        stopping.join()
+        _stop(connection)
+
+
+def _stop(connection: aiosqlite.Connection) -> None:
+    # In a thread without an event loop stop() finds none to report to, which might be gone by the time it
+    # reports.
+    stopping = Thread(target=connection.stop, daemon=True)
+    stopping.start()
+    stopping.join()
 
 
 async def _hop(
@@ -168,30 +173,46 @@ async def _hop(
     """
     Return what *call* returns in the thread of *connection*.
 
-    When cancelled it does not begin; if it has begun it is ended if *interruptible*. What writes is not: tried again
-    it would have to begin anew each time, where it finds that it was done.
+    When cancelled it does not begin; if it has begun it is ended if *interruptible*. What writes is not:
+    tried again it would have to begin anew each time, where it finds that it was done.
     """
     ended = False
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
 
-    def run(db: sqlite3.Connection) -> T | None:
+    def run() -> None:
         if ended:
-            return None
+            return
         db.set_progress_handler(lambda: ended and interruptible, _STEPS)
-        return call(db)
+        try:
+            result = call(db)
+        except BaseException as exc:  # noqa: BLE001 -- raised where it is awaited
+            _tell(loop, future, future.set_exception, exc)
+        else:
+            _tell(loop, future, future.set_result, result)
 
+    # Past aiosqlite's methods, which cannot do several things in one hop, though it costs more than most of
+    # them, and whose thread dies of a loop that is gone.
+    if not connection._running or connection._connection is None:  # noqa: SLF001
+        raise sqlite3.ProgrammingError("the connection is closed")
+    db = connection._connection  # noqa: SLF001
+    connection._tx.put_nowait((None, run))  # noqa: SLF001
     try:
-        # aiosqlite has no public way to do several things in one hop, which costs more than most of them.
-        result: Any = await connection._execute(run, connection._conn)  # type: ignore[no-untyped-call] # noqa: SLF001
-    except ValueError as exc:  # closed meanwhile
-        raise sqlite3.ProgrammingError("the connection is closed") from exc
+        return await future
     except asyncio.CancelledError:
         # An interrupt acts at once, but only on a statement that has begun; the flag on what begins after it.
         ended = True
         if interruptible:
-            with suppress(ValueError):
-                await connection.interrupt()
+            db.interrupt()
         raise
-    return cast("T", result)
+
+
+def _tell(
+    loop: asyncio.AbstractEventLoop, future: asyncio.Future[T], settle: Callable[[Any], None], outcome: Any
+) -> None:
+    """Settle *future* in its loop, if both are still waiting."""
+    with suppress(RuntimeError):  # the loop is closed
+        loop.call_soon_threadsafe(lambda: None if future.done() else settle(outcome))
 
 
 def _in_transaction(call: Callable[[sqlite3.Connection], T], db: sqlite3.Connection) -> T:

@@ -26,10 +26,10 @@ class SqlEngine:
     """
     The connections of a process to one database, shared by the stores on it.
 
-    *url* is as in `multidb.engines._sql_urls.parse()`. Up to *pool_max* calls run at once, in SQLite
-    *pool_min*, and so many connections stay open; a call waits *pool_timeout_seconds* for its turn. Calls go
-    straight to the driver, each one statement or one transaction; a connection on which one was cut short is
-    thrown away.
+    *url* is as in `multidb.engines._sql_urls.parse()`. Up to *pool_max* calls run at once, on SQLite up to
+    *pool_min*; a call waits *pool_timeout_seconds* for its turn. More than *pool_min* connections stay open only
+    while they are needed. Calls go straight to the driver, each one statement or one transaction; a connection
+    on which one was cut short is thrown away.
     """
 
     def __init__(

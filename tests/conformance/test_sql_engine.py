@@ -571,13 +571,19 @@ class TestPostgresAccidents:
                 await execute(postgres_url, f"ALTER TABLE t ALTER {change}")
             assert ["1", "x"] == list((await engine.fetch("SELECT a, b FROM t"))[0])
 
-    async def test_idle_connections_are_kept(self, postgres_url: str) -> None:
-        """After a burst `pool_min` connections stay open."""
+    async def test_connections_after_a_burst(
+        self, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """After a burst all connections stay open for a while, and then as many as `pool_min`."""
         counted = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
         async with opened(postgres_url, pool_min=3, pool_max=10) as engine:
             await asyncio.gather(*(engine.fetch("SELECT pg_sleep(0.1)") for _ in range(10)))
-            await asyncio.sleep(0.2)
+            await asyncio.gather(*(engine.fetch("SELECT pg_sleep(0.01)") for _ in range(10)))
+            assert 10 == (await engine.fetch(counted))[0][0]
 
+            monkeypatch.setattr("multidb.engines._sql_pool._SPARE_SECONDS", 0)
+            await engine.fetch("SELECT 1")
+            await asyncio.sleep(0.2)
             assert 3 == (await engine.fetch(counted))[0][0]
 
     @pytest.mark.parametrize("tls", [False, True])
