@@ -70,7 +70,11 @@ class _Collection:
         return getattr(self._mock, name)
 
     def _matching(self, filter_: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        documents = list(self._inner._store.documents)
+        store, one = self._inner._store, filter_.get("_id")
+        if isinstance(one, str):  # As MongoDB does: by an id without a look at every document.
+            documents = [store[one]] if one in store else []
+        else:
+            documents = list(store.documents)
         return (document for document in documents if matches(filter_, document))
 
     def _update_fields(self, document: Any, fields: Any, _: object, updater: Any, __: object) -> None:
