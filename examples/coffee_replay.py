@@ -20,10 +20,10 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Self
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 import multidb
 from multidb import ConflictError, InvalidArgumentError, MultiDB
@@ -45,9 +45,13 @@ RUSH = (7, 8, 8, 8, 8, 9, 9, 9, 10, 10, 11, 12, 12, 13, 14, 15, 16, 17)
 CUSTOMERS = 250
 LANES = 16
 DAY = 86400
+# The event that says that a conversation is in the stores, all of it.
+DONE = "coffee_conversation"
+MOST = 10_000
 
 
 Speaker = Annotated[str, Field(min_length=1, max_length=64)]
+Name = Annotated[str, Field(max_length=1000)]
 
 
 class Order(BaseModel):
@@ -55,7 +59,7 @@ class Order(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    items: list[str] = []
+    items: list[Name] = Field(default=[], max_length=1000)
     completed: bool = False
 
 
@@ -64,10 +68,22 @@ class Conversation(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    conversation_id: str
+    conversation_id: Name
     turns: list[tuple[Speaker, str]]
     order: Order | None = None
-    scenario: str = ""
+    scenario: Name = ""
+
+    @model_validator(mode="after")
+    def _storable(self) -> Self:
+        texts = [self.conversation_id, self.scenario, *(text for turn in self.turns for text in turn)]
+        if any("\0" in text for text in texts + (self.order.items if self.order else [])):
+            raise ValueError("NUL character; remove it")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """Tell conversations with the same id and other content apart."""
+        return sha256(self.model_dump_json().encode()).hexdigest()[:32]
 
     @property
     def _hash(self) -> bytes:
@@ -95,6 +111,11 @@ class Conversation(BaseModel):
         names = (" ".join(item.split()).title() for item in (self.order.items if self.order else ()))
         return ["House Drink" if name == "Var_Drink" else name for name in names if name]
 
+    @property
+    def finished(self) -> bool:
+        """Whether an order was placed and completed."""
+        return self.order is not None and self.order.completed
+
     def id(self, part: str) -> UUID:
         """Return the id of a record of this conversation: the same whenever it is replayed."""
         return uuid5(
@@ -112,30 +133,30 @@ class Progress:
 
 
 async def replay(db: MultiDB, conversation: Conversation) -> bool:
-    """Put one conversation into the stores; return False when it is there already."""
-    who, start = conversation.customer, conversation.started_at
-    events: list[dict[str, Any]] = [
-        {
-            "user_identifier": who,
-            "event_type": f"coffee_{speaker}_turn",
-            "message": text,
-            "context": {"conversation": conversation.conversation_id, "turn": i},
-            "event_id": conversation.id(f"turn {i}"),
-            "timestamp": start + timedelta(seconds=20 * i),
-        }
-        for i, (speaker, text) in enumerate(conversation.turns)
-    ]
-    events.append(
-        {
-            "user_identifier": who,
-            "event_type": "coffee_conversation",
-            "context": {"scenario": conversation.scenario, "drinks": conversation.drinks},
-            "event_id": conversation.id("conversation"),
-            "timestamp": start,
-        }
-    )
-    if not await db.logs.log_events(events):
+    """
+    Put one conversation into the stores; return False when it is there already.
+
+    Every step can be done twice and counts once, and the event that says it is done comes last: a replay that was
+    killed in the middle goes on when it is run again. Raises ConflictError for a known id with other content.
+    """
+    if await _is_known(db, conversation):
         return False
+    who, start = conversation.customer, conversation.started_at
+    times = [start + timedelta(seconds=20 * i) for i in range(len(conversation.turns) + 1)]
+    # The texts are checked here, all before the first is sent.
+    await db.logs.log_events(
+        [
+            {
+                "user_identifier": who,
+                "event_type": f"coffee_{speaker}_turn",
+                "message": text,
+                "context": {"conversation": conversation.conversation_id, "turn": i},
+                "event_id": conversation.id(f"turn {i}"),
+                "timestamp": times[i],
+            }
+            for i, (speaker, text) in enumerate(conversation.turns)
+        ]
+    )
     for i, (speaker, text) in enumerate(conversation.turns):
         await db.logs.log_message(
             who,
@@ -143,47 +164,85 @@ async def replay(db: MultiDB, conversation: Conversation) -> bool:
             role=speaker,
             conversation_id=conversation.id("conversation").hex,
             message_id=conversation.id(f"message {i}"),
-            timestamp=start + timedelta(seconds=20 * i),
+            timestamp=times[i],
         )
-    await _visit(db, conversation)
-    finished = conversation.order is not None and conversation.order.completed
+    if conversation.finished:
+        await _sell(db, conversation, times[-1])
     await db.state.set_state(
         who,
         f"conversation {conversation.id('conversation').hex}",
-        {"phase": "finished" if finished else "open", "turns": len(conversation.turns)},
+        {"phase": "finished" if conversation.finished else "open", "turns": len(conversation.turns)},
         expire_seconds=DAY,
     )
-    if finished:
-        await _sell(db, conversation)
+    await _remember(db, conversation)
+    # At most one a day, however many conversations there are at once.
+    await db.state.try_cooldown(who, "loyalty stamp", DAY)
+    await db.logs.log_event(
+        who,
+        DONE,
+        context={"scenario": conversation.scenario, "digest": conversation.digest},
+        event_id=conversation.id("conversation"),
+        timestamp=start,
+    )
     return True
 
 
-async def _visit(db: MultiDB, conversation: Conversation) -> None:
-    who = conversation.customer
-    await db.profiles.create_or_update_profile(who, {"type": "customer", "is_active": True})
-    await db.profiles.increment_profile_field(who, "visits")
-    # At most one stamp a day, however many conversations there are at once.
-    if await db.state.try_cooldown(who, "loyalty stamp", DAY):
-        await db.profiles.increment_profile_field(who, "stamps")
+async def _is_known(db: MultiDB, conversation: Conversation) -> bool:
+    start = conversation.started_at
+    done = await db.logs.get_events(
+        conversation.customer, event_type=DONE, since=start, until=start + timedelta(microseconds=1)
+    )
+    for event in done:
+        if event.id == conversation.id("conversation"):
+            if event.context["digest"] != conversation.digest:
+                raise ConflictError("conversation_id: is there already, with other content")
+            return True
+    return False
 
 
-async def _sell(db: MultiDB, conversation: Conversation) -> None:
-    """Record the sale, and what the customer likes. One sale an order: its price is that of all its drinks."""
-    drinks = conversation.drinks
+async def _remember(db: MultiDB, conversation: Conversation) -> None:
+    """
+    Let the customer's profile grow, in one write that counts once.
+
+    The profile says which conversation it counted last; the expected version keeps others from writing in between.
+    """
+    who, this = conversation.customer, conversation.id("conversation").hex
+    while True:
+        profile = await db.profiles.get_profile_by_username(who) or {"version": 0}
+        if profile.get("last_conversation") == this:
+            return
+        drinks = Counter(profile.get("drinks", {}))
+        if conversation.finished:
+            drinks.update(map(_field, conversation.drinks))
+        grown = {
+            "type": "customer",
+            "is_active": True,
+            "visits": profile.get("visits", 0) + 1,
+            "drinks": dict(drinks),
+            "last_conversation": this,
+        }
+        with suppress(ConflictError):  # Somebody else was faster: read again.
+            await db.profiles.create_or_update_profile(who, grown, expected_version=profile["version"])
+            return
+
+
+def _field(drink: str) -> str:
+    """Return a name that a profile's field may have: no dot, no leading dollar sign, at most 128 characters."""
+    return drink.replace(".", " ").lstrip("$")[:128] or "Drink"
+
+
+async def _sell(db: MultiDB, conversation: Conversation, at: datetime) -> None:
+    """Record the sale: one for the order, at the price of all its drinks."""
     await db.logs.log_sale(
         conversation.customer,
         "coffee_order",
-        sum((PRICES.get(drink, OTHER_PRICE) for drink in drinks), Decimal(0)),
+        sum((PRICES.get(drink, OTHER_PRICE) for drink in conversation.drinks), Decimal(0)),
         currency="EUR",
         status="completed",
-        context={"drinks": drinks},
+        context={"drinks": conversation.drinks},
         sale_id=conversation.id("sale"),
-        timestamp=conversation.started_at + timedelta(seconds=20 * len(conversation.turns)),
+        timestamp=at,
     )
-    for drink in drinks:
-        # A field name has no dot and no leading dollar sign, and at most 128 characters.
-        name = drink.replace(".", " ").lstrip("$")[:128] or "Drink"
-        await db.profiles.increment_profile_field(conversation.customer, f"drinks.{name}")
 
 
 async def replay_lines(
@@ -271,9 +330,7 @@ async def report(db: MultiDB) -> list[str]:
         sales += 1
     top = sorted(drinks.items(), key=lambda item: (-item[1], item[0]))[:5]
     hours: Counter[int] = Counter()
-    for hour, n in (
-        await db.logs.event_histogram(event_type="coffee_conversation", bucket="hour", **window)
-    ).items():
+    for hour, n in (await db.logs.event_histogram(event_type=DONE, bucket="hour", **window)).items():
         hours[hour.hour] += n
     busiest = min(hours, key=lambda hour: (-hours[hour], hour), default=None)
     customers = [
@@ -281,22 +338,24 @@ async def report(db: MultiDB) -> list[str]:
     ]
     regular = min(customers, key=lambda p: (-p["visits"], p["username"]), default=None)
     states = [await db.state.get_all_user_states(p["username"]) for p in customers]
-    found = await db.logs.search_events("OAT MILK", after_date=FIRST_DAY, limit=1000)
+    stamps = [await db.state.check_cooldown(p["username"], "loyalty stamp") for p in customers]
+    found = await db.logs.search_events("OAT MILK", after_date=FIRST_DAY, limit=MOST)
     found = [event for event in found if event.timestamp < window["until"]]
     return [
-        f"conversations   {by_type.get('coffee_conversation', 0):,}",
+        f"conversations   {by_type.get(DONE, 0):,}",
         f"turns           {sum(turns.values()):,} ({', '.join(f'{turns[s]:,} {s}' for s in sorted(turns))})",
         f"messages        {stats.total:,} in {stats.conversations:,} conversations, {stats.characters:,} characters",
         f"customers       {len(customers):,}"
         + (f", most visits: {regular['username']} with {regular['visits']}" if regular else ""),
-        f"loyalty stamps  {sum(p.get('stamps', 0) for p in customers):,}",
+        f"loyalty stamps  {sum(left is not None for left in stamps):,} today",
         f"open states     {sum(map(len, states)):,}",
         f"sales           {sales:,}",
         f"revenue         {revenue:,.2f} EUR",
         f"top drinks      {', '.join(f'{name} {n:,}' for name, n in top) or 'none'}",
         "busiest hour    "
         + (f"{busiest:02d}:00 UTC with {hours[busiest]:,}" if busiest is not None else "none"),
-        f"'oat milk'      {len(found):,} turns" + (f", the latest: {found[0].message!r}" if found else ""),
+        f"'oat milk'      {len(found):,}{' or more' if len(found) == MOST else ''} turns"
+        + (f", the latest: {found[0].message!r}" if found else ""),
     ]
 
 

@@ -6,12 +6,15 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 from urllib.parse import quote, unquote
 
 from multidb._core.clock import Clock
 from multidb._core.registry import Registry, folder_of
+from multidb.errors import BackendError, ConfigurationError, MultiDBError
 from multidb.settings import Settings
+
+OWN: Final = "own backend"
 
 
 class Engine(Protocol):
@@ -37,11 +40,35 @@ class Built:
     backend: Any
     engine: Engine | None = None
     location: str = "in process"
+    setting: str = ""
+    """The setting that names the server, where there is one."""
 
     @property
     def can_hang(self) -> bool:
         """Whether its calls need a deadline."""
         return self.location != "in process"
+
+    @property
+    def engine_is_local(self) -> bool:
+        """Whether it stands on files of this machine."""
+        return not self.setting and self.location != OWN
+
+
+def explained(error: MultiDBError, store: str, built: Built) -> MultiDBError:
+    """Return *error*, which *built* met when it was opened, with what it concerns and what to do next."""
+    name, cause = built.backend.name, error.__cause__
+    where = f"{store} ({name}, {built.location})"
+    if isinstance(error, BackendError) and built.engine_is_local and isinstance(cause, OSError):
+        # No server that may come back: a folder that is not there, or not ours.
+        reason = cause.strerror or type(cause).__name__
+        return ConfigurationError(f"{where}: {reason}; check the path, and that this user may write there")
+    if isinstance(error, BackendError):
+        error.store, error.backend, error.operation = store, name, "open"
+        hint = f"; is it running, and is {built.setting} right?" if built.setting else ""
+        error.args = (f"{built.location}: {error.args[0]}{hint}",)
+    else:
+        error.args = (f"{where}: {error}",)
+    return error
 
 
 _Factory: TypeAlias = Callable[[str, Settings, Clock], Built]
@@ -57,7 +84,7 @@ _REDIS = ("redis", "rediss", "valkey", "valkeys")
 
 def own(backend: object) -> Built:
     """Return *backend* as the program's own: multidb opens and closes it, and knows nothing of its engine."""
-    return Built(backend, location="own backend")
+    return Built(backend, location=OWN)
 
 
 def build_logs(settings: Settings, clock: Clock) -> Built:
@@ -105,7 +132,7 @@ def _postgres_logs(url: str, settings: Settings, clock: Clock) -> Built:
         connect_timeout_seconds=settings.connect_timeout_seconds,
         command_timeout_seconds=settings.deadline_seconds,
     )
-    return Built(SqlLogBackend(engine), engine, _hosts(url))
+    return Built(SqlLogBackend(engine), engine, _hosts(url), "POSTGRES_URL")
 
 
 @_LOGS.add("sqlite", "sqlite+aiosqlite")
@@ -153,7 +180,7 @@ def _mongo_profiles(url: str, settings: Settings, clock: Clock) -> Built:
         timeout_seconds=settings.deadline_seconds,
         connect_timeout_seconds=settings.connect_timeout_seconds,
     )
-    return Built(MongoProfileBackend(engine), engine, _hosts(url))
+    return Built(MongoProfileBackend(engine), engine, _hosts(url), "MONGODB_URI")
 
 
 @_PROFILES.add("file")
@@ -182,7 +209,7 @@ def _redis_state(url: str, settings: Settings, clock: Clock) -> Built:
         timeout_seconds=settings.deadline_seconds,
         connect_timeout_seconds=settings.connect_timeout_seconds,
     )
-    return Built(RedisStateBackend(engine, prefix=settings.redis_prefix), engine, _hosts(url))
+    return Built(RedisStateBackend(engine, prefix=settings.redis_prefix), engine, _hosts(url), "REDIS_URL")
 
 
 @_STATE.add("file")

@@ -8,11 +8,11 @@ import warnings
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from multidb._backends import build_logs, build_profiles, build_state, own
+from multidb._backends import Built, build_logs, build_profiles, build_state, explained, own
 from multidb._core.clock import Clock, SystemClock
 from multidb._core.current import get_default, set_default
 from multidb._core.lifecycle import Lifecycle, Phase
-from multidb.errors import ClosedError, ConfigurationError
+from multidb.errors import ClosedError, ConfigurationError, InvalidArgumentError, MultiDBError
 from multidb.logs._store import LogStore
 from multidb.profiles._store import ProfileStore
 from multidb.resilience.route import Route
@@ -65,6 +65,7 @@ class MultiDB:
     ) -> None:
         """Build the stores on what *settings* name."""
         self._lifecycle = Lifecycle()
+        _check_settings(settings)
         self.settings = settings = Settings.from_env() if settings is None else settings
         clock = clock or SystemClock()
         built = {
@@ -74,10 +75,7 @@ class MultiDB:
         }
         self.locations = {store: f"{one.backend.name}, {one.location}" for store, one in built.items()}
         """Where each store keeps its data, in words, without a secret."""
-        self._parts: list[_Opened] = [
-            part for one in built.values() for part in (one.engine, one.backend) if part is not None
-        ]
-        self._engines = [one.engine for one in built.values() if one.engine is not None]
+        self._built = built
         self._routes: dict[str, Route[Any]] = {
             store: Route(
                 one.backend,
@@ -130,10 +128,10 @@ class MultiDB:
 
     async def _open_parts(self) -> None:
         async with AsyncExitStack() as opened:
-            for part in self._parts:
-                # Pushed first: a part that fails half-way, or is cancelled, has something to close.
-                opened.push_async_callback(part.close)
-                await part.open()
+            for store, one in self._built.items():
+                for part in (one.engine, one.backend):
+                    if part is not None:
+                        await _open_part(opened, part, store, one)
             if self._lifecycle.phase is not Phase.NEW:
                 msg = "this MultiDB was closed while it was being opened"
                 raise ClosedError(msg)
@@ -147,6 +145,7 @@ class MultiDB:
         In a forked child, or when the event loop it was opened in is gone, everything is let go of without a word to
         the servers.
         """
+        self.refuse_other_thread()
         if self._lifecycle.phase is Phase.OPEN and self._lifecycle.elsewhere:
             self.abandon()
         closing, self._closing = self._closing, None
@@ -162,6 +161,15 @@ class MultiDB:
         _log.warning("multidb did not close within %g seconds", self.settings.close_timeout_seconds)
         self._abandon_engines()
 
+    def refuse_other_thread(self) -> None:
+        """Raise ClosedError when this MultiDB is in use by an event loop that runs in another thread."""
+        if self._lifecycle.in_use_elsewhere:
+            msg = (
+                "this MultiDB is in use by the event loop of another thread: leave it to that thread, and in this one "
+                "open another, `async with MultiDB(…) as db, multidb.using(db)`"
+            )
+            raise ClosedError(msg)
+
     async def _close_parts(self, closing: AsyncExitStack) -> None:
         async with closing:
             seconds = min(self.settings.deadline_seconds, self.settings.close_timeout_seconds / 2)
@@ -174,8 +182,9 @@ class MultiDB:
         self._abandon_engines()
 
     def _abandon_engines(self) -> None:
-        for engine in self._engines:
-            engine.abandon()
+        for one in self._built.values():
+            if one.engine is not None:
+                one.engine.abandon()
 
     @property
     def usable(self) -> bool:
@@ -198,6 +207,18 @@ class MultiDB:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
 
 
+async def _open_part(opened: AsyncExitStack, part: _Opened, store: str, built: Built) -> None:
+    # Pushed first: a part that fails half-way, or is cancelled, has something to close.
+    opened.push_async_callback(part.close)
+    try:
+        await part.open()
+    except MultiDBError as exc:
+        error = explained(exc, store, built)
+        if error is exc:
+            raise
+        raise error from exc
+
+
 async def init_all(
     settings: Settings | None = None,
     *,
@@ -212,6 +233,7 @@ async def init_all(
     MultiDB; with others: ConfigurationError. Where an earlier one is left over from an event loop that is gone, or
     from before a fork, it is let go of and a new one is opened.
     """
+    _check_settings(settings)
     wanted = Settings.from_env(**overrides) if settings is None else Settings(**(dict(settings) | overrides))
     db = get_default()
     if db is not None and db.usable:
@@ -221,6 +243,7 @@ async def init_all(
         await db.open()
         return db
     if db is not None:
+        db.refuse_other_thread()
         db.abandon()
     db = MultiDB(wanted, hooks=hooks, clock=clock)
     set_default(db)
@@ -233,11 +256,20 @@ async def init_all(
     return db
 
 
+def _check_settings(settings: object) -> None:
+    if settings is not None and not isinstance(settings, Settings):
+        msg = (
+            f'settings: {type(settings).__name__}; pass a Settings, or keywords such as redis_url="redis://…"'
+        )
+        raise InvalidArgumentError(msg)
+
+
 async def close_all() -> None:
     """Close the process default MultiDB, within `close_timeout_seconds`. Without one, nothing happens."""
     db = get_default()
-    set_default(None)
     if db is not None:
+        db.refuse_other_thread()
+        set_default(None)
         await db.close()
 
 

@@ -18,6 +18,11 @@ Messages never quote a user's data or the password of a URL; the driver's except
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 __all__ = [
     "BackendError",
     "BackendTimeoutError",
@@ -72,7 +77,16 @@ class ConfigurationError(MultiDBError):
 
 
 class ConflictError(MultiDBError):
-    """The stored data is not what the call requires; nothing was changed by this call."""
+    """
+    The stored data is not what the call requires; nothing was changed by this call.
+
+    Of a call for many, *conflicts* names those in conflict (ids of events, usernames); the others were done.
+    """
+
+    def __init__(self, message: str, *, conflicts: Iterable[str] = ()) -> None:
+        """Say what is in the way without quoting data."""
+        super().__init__(message)
+        self.conflicts = tuple(conflicts)
 
 
 class BackendError(MultiDBError):

@@ -136,5 +136,11 @@ def _refuse_unknown(environ: Mapping[str, str], fields: set[str]) -> None:
     known = {f"MULTIDB_{field.upper()}" for field in fields - _UNPREFIXED.keys()}
     for name in environ:
         if name.startswith("MULTIDB_") and not name.startswith("MULTIDB_TEST_") and name not in known:
-            msg = f"{name}: no such setting; there are {', '.join(sorted(known))}"
+            plain = name.removeprefix("MULTIDB_")
+            meant = (
+                f"it is called {plain}"
+                if plain in {each for names in _UNPREFIXED.values() for each in names}
+                else f"there are {', '.join(sorted(known))}"
+            )
+            msg = f"{name}: no such setting; {meant}"
             raise ConfigurationError(msg)

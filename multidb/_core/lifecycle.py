@@ -42,6 +42,13 @@ class Lifecycle:
         """Whether it was opened in another process or in another event loop than the running one."""
         return self._pid != os.getpid() or self._loop is not asyncio.get_running_loop()
 
+    @property
+    def in_use_elsewhere(self) -> bool:
+        """Whether it is open in an event loop that runs now, in another thread."""
+        loop = self._loop
+        running = loop is not None and loop.is_running() and self._pid == os.getpid()
+        return running and loop is not asyncio.get_running_loop()
+
     def check(self) -> None:
         """Raise ClosedError unless the MultiDB is open, here."""
         if self.phase is Phase.OPEN and not self.elsewhere:

@@ -35,6 +35,8 @@ MAX_LIMIT: Final = 10_000
 MAX_SECONDS: Final = 10 * 365.25 * 86400
 MIN_SECONDS: Final = 0.001
 
+# NFC makes no text shorter than a quarter, in code points.
+_NFC_SHRINKS: Final = 4
 _NUL_ESCAPE: Final = b"\\u0000"
 
 
@@ -144,7 +146,9 @@ def _check_addressable(name: str) -> None:
             f"key of {len(name)} characters; 1 to {MAX_KEY_CHARACTERS} are allowed in a profile"
         )
     if "." in name or "\0" in name or name[0] == "$" or name == "_id":
-        raise _RefusedError("a profile's keys have no '.', no NUL, no leading '$', and are not '_id'")
+        raise _RefusedError(
+            f"the key {name!a}: a profile's keys have no '.', no NUL, no leading '$', and are not '_id'"
+        )
 
 
 def check_field_name(name: str, path: str) -> None:
@@ -218,10 +222,11 @@ def identifier(value: object, name: str) -> str:
     if type(value) is not str:
         msg = f"{name}: {type(value).__name__}; pass a str or an int"
         raise InvalidArgumentError(msg)
+    size = len(value)
     if value.isascii():
-        if 1 <= len(value) <= MAX_ID_BYTES and value.isprintable():
+        if 1 <= size <= MAX_ID_BYTES and value.isprintable():
             return value
-    else:
+    elif size <= _NFC_SHRINKS * MAX_ID_BYTES:  # A megabyte is not worth normalising.
         value = unicodedata.normalize("NFC", value)
         try:
             size = len(value.encode())
@@ -230,7 +235,8 @@ def identifier(value: object, name: str) -> str:
             raise InvalidArgumentError(msg) from None
         if size <= MAX_ID_BYTES and not any(unicodedata.category(c) == "Cc" for c in value):
             return value
-    msg = f"{name}: an identifier has 1 to {MAX_ID_BYTES} bytes of UTF-8 and no control characters"
+    wrong = "a control character" if 1 <= size <= MAX_ID_BYTES else f"{size:,} bytes"
+    msg = f"{name}: {wrong}; an identifier has 1 to {MAX_ID_BYTES} bytes of UTF-8 and no control characters"
     raise InvalidArgumentError(msg)
 
 

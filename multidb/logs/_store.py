@@ -53,12 +53,24 @@ _GET_ACTIVE_SESSIONS: Final = Operation("logs", "get_active_sessions")
 _END_SESSION: Final = Operation("logs", "end_session", writes=True)
 
 _CHUNK: Final = 1000
+# A chunk has one deadline, however large its texts are.
+_CHUNK_BYTES: Final = 2 * 1024 * 1024
 _AMOUNT_DIGITS: Final = 20
 _AMOUNT_DECIMALS: Final = 18
 _EXACT: Final = Context(prec=2 * _AMOUNT_DIGITS)  # The program's own context may round.
 _MIN_CURRENCY: Final = 3
 _MAX_CURRENCY: Final = 12
 _EVENT_FIELDS: Final = frozenset(Event.model_fields)
+_EVENT_ARGUMENTS: Final = (
+    "user_identifier",
+    "event_type",
+    "message",
+    "context",
+    "level",
+    "username",
+    "event_id",
+    "timestamp",
+)
 _MAX_HOURS: Final = values.MAX_SECONDS / 3600
 
 GroupBy = Literal["user_id", "event_type", "level"]
@@ -89,9 +101,10 @@ class LogStore:
         timestamp: datetime | None = None,
     ) -> Event:
         """
-        Record that *event_type* happened to *user_identifier*; return the stored event.
+        Record that *event_type* happened to *user_identifier*; return the event.
 
-        The id is a UUIDv7 unless *event_id* gives one; logging the same event under the same id again stores it once.
+        The id is a UUIDv7 unless *event_id* gives one; logging the same event under the same id again stores it once,
+        and the time that is stored stays the first one's, also where the event that is returned says another.
         *timestamp* must be aware; default: now; for an id that is stored already the stored one stays. Raises
         InvalidArgumentError, InvalidValueError for a text or a context that not every backend can keep, ConflictError
         when the id is stored with other content, BackendError.
@@ -113,11 +126,11 @@ class LogStore:
         self, events: Iterable[Event | Mapping[str, Any]] | AsyncIterable[Event | Mapping[str, Any]]
     ) -> int:
         """
-        Record many events in chunks of 1,000; return how many were stored now (not before, under the same id).
+        Record many events in chunks of 1,000 or 2 MiB; return how many were stored now, not before under the same id.
 
         Each is an Event, or a dict with the arguments of `log_event()`. A list is checked whole before anything is
         sent; of an iterator, sync or async, the chunks before a bad event are stored. Raises what `log_event()`
-        raises; with a ConflictError every event that is not in conflict is stored.
+        raises; a ConflictError names the ids in conflict in its `conflicts`, and every other event is stored.
         """
         if not isinstance(events, Iterable | AsyncIterable):
             msg = f"events: {type(events).__name__}; pass a list or an iterator, sync or async"
@@ -127,14 +140,20 @@ class LogStore:
             chunks = _chunked(entries)
         else:
             chunks = _chunked(self._entry_of(event, f"events[{i}]") async for i, event in _enumerated(events))
-        stored = conflicts = 0
+        stored, conflicts = 0, []
         async for chunk in chunks:
             outcomes = await self._append(_LOG_EVENTS, chunk)
             stored += outcomes.count(Appended.STORED)
-            conflicts += outcomes.count(Appended.CONFLICT)
+            conflicts += [
+                str(entry.record.id)
+                for entry, outcome in zip(chunk, outcomes, strict=True)
+                if outcome is Appended.CONFLICT
+            ]
         if conflicts:
-            msg = f"{conflicts} events have ids that are stored with other content; the others are stored"
-            raise ConflictError(msg)
+            msg = (
+                f"{len(conflicts)} events have ids that are stored with other content; the others are stored"
+            )
+            raise ConflictError(msg, conflicts=conflicts)
         return stored
 
     async def get_events(
@@ -319,7 +338,7 @@ class LogStore:
         timestamp: datetime | None = None,
     ) -> Sale:
         """
-        Record a sale; return it. `log_sale("u1", "coffee", "4.50", currency="EUR")`.
+        Record a sale; return it as it was given. `log_sale("u1", "coffee", "4.50", currency="EUR")`.
 
         *amount* is kept exactly: 0 or more, below 10^20, at most 18 decimal places. A float counts as what Python
         prints for it. *currency* is 3 to 12 letters or digits, kept in capitals. Raises as `log_event()` does.
@@ -426,7 +445,8 @@ class LogStore:
         query = self._query(
             Message, _message_filter(user_id, conversation_id, role), since, until, hours_back
         )
-        return await self._route.run(_GET_MESSAGE_STATS, lambda backend: backend.message_stats(query))
+        stats = await self._route.run(_GET_MESSAGE_STATS, lambda backend: backend.message_stats(query))
+        return stats.model_copy(update={"by_role": dict(sorted(stats.by_role.items()))})
 
     # Sessions
 
@@ -493,10 +513,11 @@ class LogStore:
                 )
                 return self._event_entry(**arguments)
             if isinstance(event, Mapping):
+                _check_names(event)
                 return self._event_entry(**event)
         except InvalidValueError as exc:
             raise InvalidValueError(f"{path}.{exc.path}", exc.reason) from exc
-        except (InvalidArgumentError, TypeError) as exc:
+        except InvalidArgumentError as exc:
             msg = f"{path}: {exc}"
             raise InvalidArgumentError(msg) from exc
         msg = f"{path}: {type(event).__name__}; pass an Event or a dict with the arguments of log_event()"
@@ -618,6 +639,16 @@ class LogStore:
         return utc_now(self._clock) - timedelta(hours=hours_back)
 
 
+def _check_names(event: Mapping[Any, Any]) -> None:
+    """Refuse a dict that does not hold the arguments of `log_event()`."""
+    unknown = [str(name) for name in event if name not in _EVENT_ARGUMENTS]
+    missing = [name for name in ("user_identifier", "event_type") if name not in event]
+    if unknown or missing:
+        wrong = f"no such field: {', '.join(unknown)}" if unknown else f"missing: {', '.join(missing)}"
+        msg = f"{wrong}; an event has the arguments of log_event(): {', '.join(_EVENT_ARGUMENTS)}"
+        raise InvalidArgumentError(msg)
+
+
 def _digest(fields: dict[str, Any], context: bytes) -> bytes:
     """Return 16 bytes over the content of a record but its time, the same on every machine and for every backend."""
     content = values.dump({k: str(v) if isinstance(v, Decimal) else v for k, v in fields.items()})
@@ -708,10 +739,12 @@ async def _chunked(
     entries: Iterable[Entry[Event]] | AsyncIterable[Entry[Event]],
 ) -> AsyncIterator[list[Entry[Event]]]:
     chunk: list[Entry[Event]] = []
+    size = 0
     async for _, entry in _enumerated(entries):
         chunk.append(entry)
-        if len(chunk) == _CHUNK:
+        size += len(entry.context) + len(entry.record.message)
+        if len(chunk) == _CHUNK or size >= _CHUNK_BYTES:
             yield chunk
-            chunk = []
+            chunk, size = [], 0
     if chunk:
         yield chunk

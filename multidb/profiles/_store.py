@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from multidb._core import values
 from multidb._core.clock import Clock, utc_now
@@ -26,11 +26,15 @@ M = TypeVar("M", bound=BaseModel)
 
 _CREATE_OR_UPDATE: Final = Operation("profiles", "create_or_update_profile", writes=True, idempotent=False)
 _REPLACE: Final = Operation("profiles", "replace_profile", writes=True, idempotent=False)
+_UPDATE_FIELD: Final = Operation("profiles", "update_profile_field", writes=True, idempotent=False)
 _UPDATE_FIELDS: Final = Operation("profiles", "update_profile_fields", writes=True, idempotent=False)
 _INCREMENT_FIELD: Final = Operation("profiles", "increment_profile_field", writes=True, idempotent=False)
 _REMOVE_FIELD: Final = Operation("profiles", "remove_profile_field", writes=True, idempotent=False)
 _BULK_UPDATE: Final = Operation("profiles", "bulk_update_profiles", writes=True, idempotent=False)
 _GET: Final = Operation("profiles", "get_profile_by_username")
+_GET_BY_USER_ID: Final = Operation("profiles", "get_profile_by_user_id")
+_GET_ALL: Final = Operation("profiles", "get_all_profiles")
+_GET_BOTS: Final = Operation("profiles", "get_bot_profiles")
 _FIND: Final = Operation("profiles", "find_profiles")
 _SEARCH: Final = Operation("profiles", "search_profiles")
 _DELETE: Final = Operation("profiles", "delete_profile", writes=True)
@@ -103,7 +107,8 @@ class ProfileStore:
         Dicts on the way are created. Raises ConflictError where the path leads through something that is no dict.
         """
         _path(path)
-        return await self.update_profile_fields(username, {path: value}, expected_version=expected_version)
+        patch = self._patch(username, set=self._changes({path: value}), expected_version=expected_version)
+        return (await self._apply(_UPDATE_FIELD, patch)).document is not None
 
     async def update_profile_fields(
         self, username: UserId, changes: Mapping[str, Any], *, expected_version: int | None = None
@@ -142,23 +147,34 @@ class ProfileStore:
         Set fields, by dotted paths, of many profiles; return how many of them exist and were updated.
 
         Everything is checked before anything is sent. Each profile is one atomic step; where some are in conflict the
-        others are updated, and the ConflictError says how many.
+        others are updated, and the `conflicts` of the ConflictError names them.
         """
         if not isinstance(updates, Mapping):
             msg = f"updates: {type(updates).__name__}; pass a dict of username to changes"
             raise InvalidArgumentError(msg)
-        patches = [self._patch(username, set=self._changes(changes)) for username, changes in updates.items()]
-        updated = conflicts = 0
+        patches = [self._bulk_patch(username, changes) for username, changes in updates.items()]
+        updated, conflicts = 0, []
         for start in range(0, len(patches), _BULK_CHUNK):
-            for result in await self._apply_all(_BULK_UPDATE, patches[start : start + _BULK_CHUNK]):
+            chunk = patches[start : start + _BULK_CHUNK]
+            for patch, result in zip(chunk, await self._apply_all(_BULK_UPDATE, chunk), strict=True):
                 if isinstance(result, ConflictError):
-                    conflicts += 1
+                    conflicts.append(patch.username)
                 else:
                     updated += result.changed
         if conflicts:
-            msg = f"{conflicts} of {len(patches)} profiles are in conflict; the others are updated"
-            raise ConflictError(msg)
+            msg = f"{len(conflicts)} of {len(patches)} profiles are in conflict; the others are updated"
+            raise ConflictError(msg, conflicts=conflicts)
         return updated
+
+    def _bulk_patch(self, username: UserId, changes: Mapping[str, Any]) -> Patch:
+        name = values.identifier(username, "username")
+        try:
+            return self._patch(name, set=self._changes(changes))
+        except InvalidValueError as exc:
+            raise InvalidValueError(f"updates[{name!r}].{exc.path}", exc.reason) from exc
+        except InvalidArgumentError as exc:
+            msg = f"updates[{name!r}].{exc}"
+            raise InvalidArgumentError(msg) from exc
 
     async def delete_profile(self, username: UserId) -> bool:
         """Delete a profile; return whether there was one."""
@@ -213,7 +229,7 @@ class ProfileStore:
         if text.isascii() and text.removeprefix("-").isdigit() and str(int(text)) == text:
             candidates += [int(text)] if values.MIN_INT <= int(text) <= values.MAX_INT else []
         query = ProfileQuery((Condition("user_id", "in", candidates),), limit=1)
-        documents = await self._find(query)
+        documents = await self._find(_GET_BY_USER_ID, query)
         return _as_model(documents[0] if documents else None, as_model)
 
     async def get_all_profiles(
@@ -225,12 +241,12 @@ class ProfileStore:
             filter_["type"] = values.label(type, "type")
         if is_active is not None:
             filter_["is_active"] = _bool(is_active, "is_active")
-        return await self._find_all(filter_)
+        return await self._find_all(_GET_ALL, filter_)
 
     async def get_bot_profiles(self, autospam_only: bool = False) -> list[Document]:
         """Return all profiles of type `bot`, by username; with *autospam_only* those whose `autospam` is true."""
         autospam = {"autospam": True} if _bool(autospam_only, "autospam_only") else {}
-        return await self._find_all({"type": "bot"} | autospam)
+        return await self._find_all(_GET_BOTS, {"type": "bot"} | autospam)
 
     async def find_profiles(
         self,
@@ -249,7 +265,7 @@ class ProfileStore:
         query = ProfileQuery(_conditions(filter), _sort(sort), limit=values.limit(limit))
         if after is not None:
             query = replace(query, after=_cursor(query.sort, after, self._max_bytes))
-        return await self._find(query)
+        return await self._find(_FIND, query)
 
     async def search_profiles(self, keyword: str, *, limit: int = 50) -> list[Document]:
         """Return profiles whose username or a top-level text field contains *keyword*, case aside; by username."""
@@ -262,7 +278,8 @@ class ProfileStore:
 
     async def get_profile_stats(self) -> ProfileStats:
         """Return counts over all profiles, computed by the database."""
-        return await self._route.run(_STATS, lambda backend: backend.stats())
+        stats = await self._route.run(_STATS, lambda backend: backend.stats())
+        return stats.model_copy(update={"by_type": dict(sorted(stats.by_type.items()))})
 
     # What they share
 
@@ -283,14 +300,14 @@ class ProfileStore:
     ) -> Sequence[Applied | ConflictError]:
         return await self._route.run(operation, lambda backend: backend.apply(patches))
 
-    async def _find(self, query: ProfileQuery) -> list[Document]:
-        return await self._route.run(_FIND, lambda backend: backend.find(query))
+    async def _find(self, operation: Operation, query: ProfileQuery) -> list[Document]:
+        return await self._route.run(operation, lambda backend: backend.find(query))
 
-    async def _find_all(self, filter_: Mapping[str, Any]) -> list[Document]:
+    async def _find_all(self, operation: Operation, filter_: Mapping[str, Any]) -> list[Document]:
         query = ProfileQuery(_conditions(filter_), limit=_CHUNK)
-        found = page = await self._find(query)
+        found = page = await self._find(operation, query)
         while len(page) == _CHUNK:
-            page = await self._find(replace(query, after=((), page[-1]["username"])))
+            page = await self._find(operation, replace(query, after=((), page[-1]["username"])))
             found += page
         return found
 
@@ -384,9 +401,19 @@ def _document(applied: Applied) -> Document:
 
 
 def _as_model(document: Document | None, model: type[M] | None) -> Document | M | None:
+    if model is not None and not (isinstance(model, type) and issubclass(model, BaseModel)):
+        msg = "as_model: pass a pydantic model class"
+        raise InvalidArgumentError(msg)
     if document is None or model is None:
         return document
-    return model.model_validate(document)
+    try:
+        return model.model_validate(document)
+    except ValidationError as exc:
+        error = exc.errors(include_url=False, include_context=False, include_input=False)[0]
+        path = ".".join(map(str, ("profile", *error["loc"])))
+        refused = InvalidValueError(path, f"{error['msg']}; the stored profile does not fit {model.__name__}")
+    # Not chained: pydantic's own exception quotes what is stored.
+    raise refused
 
 
 def _conditions(filter_: Mapping[str, Any] | None) -> tuple[Condition, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel
@@ -25,6 +26,17 @@ _TOUCH: Final = Operation("state", "touch_state", writes=True)
 _DELETE: Final = Operation("state", "delete_state", writes=True)
 _GET_ALL: Final = Operation("state", "get_all_user_states")
 _CLEAR: Final = Operation("state", "clear_state", writes=True)
+# The same on what belongs to no user.
+_GLOBAL: Final = {
+    _SET: replace(_SET, name="set_global_state"),
+    _GET: replace(_GET, name="get_global_state"),
+    _UPDATE: replace(_UPDATE, name="update_global_state"),
+    _COMPARE_AND_SET: replace(_COMPARE_AND_SET, name="compare_and_set_global_state"),
+    _TOUCH: replace(_TOUCH, name="touch_global_state"),
+    _DELETE: replace(_DELETE, name="delete_global_state"),
+    _GET_ALL: replace(_GET_ALL, name="get_all_global_states"),
+    _CLEAR: replace(_CLEAR, name="clear_global_state"),
+}
 _CLAIM: Final = Operation("state", "try_cooldown", writes=True, idempotent=False)
 _SET_COOLDOWN: Final = Operation("state", "set_cooldown", writes=True)
 _CHECK_COOLDOWN: Final = Operation("state", "check_cooldown")
@@ -245,10 +257,10 @@ class StateStore:
 
     async def _set(self, key: Key, value: object, expire_seconds: float | None) -> None:
         entry = Entry(key, self._encode(value), _optional_seconds(expire_seconds))
-        await self._route.run(_SET, lambda backend: backend.set([entry]))
+        await self._route.run(_of(_SET, key.user_id), lambda backend: backend.set([entry]))
 
     async def _get(self, key: Key, default: object) -> object:
-        (encoded,) = await self._route.run(_GET, lambda backend: backend.get([key]))
+        (encoded,) = await self._route.run(_of(_GET, key.user_id), lambda backend: backend.get([key]))
         return default if encoded is None else values.load(encoded)
 
     async def _update(
@@ -265,7 +277,7 @@ class StateStore:
             _expire(expire_seconds),
             self._max_bytes,
         )
-        (result,) = await self._route.run(_UPDATE, lambda backend: backend.merge([merge]))
+        (result,) = await self._route.run(_of(_UPDATE, key.user_id), lambda backend: backend.merge([merge]))
         if isinstance(result, ConflictError):
             raise result
         merged: dict[str, Any] = values.load(result)
@@ -277,26 +289,31 @@ class StateStore:
         before = values.encode(expected, "expected", max_bytes=self._max_bytes)
         after, expire = self._encode(value), _expire(expire_seconds)
         return await self._route.run(
-            _COMPARE_AND_SET, lambda backend: backend.compare_and_set(key, before, after, expire)
+            _of(_COMPARE_AND_SET, key.user_id),
+            lambda backend: backend.compare_and_set(key, before, after, expire),
         )
 
     async def _touch(self, key: Key, expire_seconds: float | None) -> bool:
         expire = _optional_seconds(expire_seconds)
-        return await self._route.run(_TOUCH, lambda backend: backend.touch(key, expire))
+        return await self._route.run(_of(_TOUCH, key.user_id), lambda backend: backend.touch(key, expire))
 
     async def _delete(self, key: Key) -> bool:
-        (deleted,) = await self._route.run(_DELETE, lambda backend: backend.delete([key]))
+        (deleted,) = await self._route.run(_of(_DELETE, key.user_id), lambda backend: backend.delete([key]))
         return deleted
 
     async def _get_all(self, user_id: str | None) -> dict[str, Any]:
-        encoded = await self._route.run(_GET_ALL, lambda backend: backend.get_all(user_id))
+        encoded = await self._route.run(_of(_GET_ALL, user_id), lambda backend: backend.get_all(user_id))
         return {name: values.load(encoded[name]) for name in sorted(encoded)}
 
     async def _clear(self, user_id: str | None) -> int:
-        return await self._route.run(_CLEAR, lambda backend: backend.clear(user_id))
+        return await self._route.run(_of(_CLEAR, user_id), lambda backend: backend.clear(user_id))
 
     def _encode(self, value: object) -> bytes:
         return values.encode(value, "value", max_bytes=self._max_bytes)
+
+
+def _of(operation: Operation, user_id: str | None) -> Operation:
+    return _GLOBAL[operation] if user_id is None else operation
 
 
 def _user_key(user_id: UserId, name: str, argument: str = "key") -> Key:

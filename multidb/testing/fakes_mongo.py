@@ -71,10 +71,9 @@ class _Collection:
 
     def _matching(self, filter_: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         store, one = self._inner._store, filter_.get("_id")
-        if isinstance(one, str):  # As MongoDB does: by an id without a look at every document.
-            documents = [store[one]] if one in store else []
-        else:
-            documents = list(store.documents)
+        # As MongoDB does: by an id without a look at every document.
+        ids = ([one] if one in store else []) if isinstance(one, str) else None
+        documents = list(store.documents) if ids is None else [store[each] for each in ids]
         return (document for document in documents if matches(filter_, document))
 
     def _update_fields(self, document: Any, fields: Any, _: object, updater: Any, __: object) -> None:

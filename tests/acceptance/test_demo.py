@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,44 @@ def test_replay_rejects_bad_lines_and_goes_on(tmp_path) -> None:
     assert report["revenue"] == "13.00 EUR"
     again = run("demo", "--input", str(path), cwd=tmp_path)
     assert again.stdout == done.stdout
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
+def test_a_replay_that_was_stopped_goes_on(tmp_path, signal_number) -> None:
+    """Whenever it is killed or stopped with Ctrl-C, running it again ends in the report of a run that was not."""
+    path = tmp_path / "in.jsonl"
+    path.write_text("\n".join(dialog(n) for n in range(400)), encoding="utf-8")
+    whole = run("demo", "--in-memory", "--input", str(path), cwd=tmp_path)
+    command = [sys.executable, "-c", "from multidb.cli import main; main()", "demo", "--input", str(path)]
+    stopped = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    profiles = tmp_path / "data" / "profiles"
+    deadline = time.monotonic() + 60
+    while stopped.poll() is None and time.monotonic() < deadline and not list(profiles.glob("*.json"))[20:]:
+        time.sleep(0.01)
+    stopped.send_signal(signal_number)
+    _, told = stopped.communicate(timeout=60)
+
+    assert stopped.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130}[signal_number], told
+    assert ("running it again goes on from there" in told) is (signal_number == signal.SIGINT)
+    again = run("demo", "--input", str(path), cwd=tmp_path)
+    assert again.stdout == whole.stdout
+    assert "0 rejected" in again.stderr
+
+
+def test_the_same_id_with_other_content_is_rejected(tmp_path) -> None:
+    """It is named as what it is, and leaves what is there alone."""
+    path = tmp_path / "in.jsonl"
+    path.write_text(
+        "\n".join([dialog(1), dialog(1, turns=[["user", "something else"]]), dialog(1)]), encoding="utf-8"
+    )
+
+    done = run("demo", "--in-memory", "--input", str(path), cwd=tmp_path)
+
+    assert "line 2 rejected: conversation_id: is there already, with other content" in done.stderr
+    assert "1 replayed, 1 were there already, 1 rejected" in done.stderr
+    assert "turns           2 (1 assistant, 1 user)" in done.stdout
 
 
 def test_a_missing_file_is_an_error(tmp_path) -> None:

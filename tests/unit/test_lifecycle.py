@@ -28,7 +28,7 @@ from multidb import (
 )
 from multidb import _backends as composition
 from multidb._core import current as current_module
-from multidb.errors import BackendTimeoutError, BackendUnavailableError
+from multidb.errors import BackendError, BackendTimeoutError, BackendUnavailableError, InvalidArgumentError
 from multidb.testing.clock import ManualClock
 
 if TYPE_CHECKING:
@@ -736,3 +736,55 @@ async def test_lifespan() -> None:
         multidb.current()
     with pytest.raises(ClosedError):
         await db.logs.get_events()
+
+
+async def test_another_thread_leaves_it_alone(tmp_path) -> None:
+    """What an event loop that runs in another thread has open is neither replaced nor closed; both are told."""
+    settings = Settings(data_dir=tmp_path)
+    db = await multidb.init_all(settings)
+    for call in (multidb.init_all, multidb.close_all, db.close):
+        with pytest.raises(ClosedError, match="another thread"):
+            await asyncio.to_thread(lambda call=call: asyncio.run(call()))
+
+    await multidb.state.set_state(1, "still", "here")
+    assert "here" == await db.state.get_state(1, "still")
+    await multidb.close_all()
+
+
+@pytest.mark.parametrize(
+    ("setting", "url", "says"),
+    [
+        ("postgres_url", "postgresql://u:c4nary@127.0.0.1:1/x", "POSTGRES_URL"),
+        ("mongodb_uri", "mongodb://u:c4nary@127.0.0.1:1/x", "MONGODB_URI"),
+        ("redis_url", "redis://:c4nary@127.0.0.1:1/0", "REDIS_URL"),
+    ],
+)
+async def test_a_server_that_is_down_is_named(tmp_path, setting, url, says) -> None:
+    """The error of the start says which store, which server and which setting, and no password."""
+    with pytest.raises(BackendError) as told:
+        await MultiDB(Settings(data_dir=tmp_path, **{setting: url})).open()
+
+    assert "127.0.0.1:1: " in str(told.value)
+    assert f"is it running, and is {says} right?" in str(told.value)
+    assert "c4nary" not in str(told.value)
+    assert ("open", True) == (told.value.operation, bool(told.value.store and told.value.backend))
+
+
+@pytest.mark.parametrize(
+    "memory", [{}, {"postgres_url": "memory://"}, {"postgres_url": "memory://", "mongodb_uri": "memory://"}]
+)
+async def test_a_folder_that_cannot_be_made_is_named(tmp_path, memory) -> None:
+    """A wrong data folder is a matter of the settings, not of a server that may come back."""
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "data"
+    with pytest.raises(ConfigurationError, match="file/data"):
+        await MultiDB(Settings(data_dir=folder, **memory)).open()
+
+
+async def test_settings_of_another_type() -> None:
+    """What is no Settings is refused with what to pass."""
+    for call in (lambda: MultiDB("memory://"), lambda: MultiDB({"redis_url": "x"})):
+        with pytest.raises(InvalidArgumentError, match="pass a Settings"):
+            call()
+    with pytest.raises(InvalidArgumentError, match="pass a Settings"):
+        await multidb.init_all("redis://x")

@@ -109,7 +109,7 @@ class TestGivenClient:
         with pytest.raises(ClosedError):
             await engine.ping()
         with pytest.raises(ClosedError):
-            engine.collection("profiles")
+            engine.collection("multidb_profiles")
 
     async def test_database(self) -> None:
         """The database is `multidb` unless one is given."""
@@ -117,9 +117,9 @@ class TestGivenClient:
         for database, expected in ((None, "multidb"), ("bots", "bots")):
             engine = MongoEngine("mongodb://fake", database, client=client)
             await engine.open()
-            await engine.collection("profiles").insert_one({"_id": "a"})
+            await engine.collection("multidb_profiles").insert_one({"_id": "a"})
 
-            assert await client[expected]["profiles"].find_one({}) == {"_id": "a"}
+            assert await client[expected]["multidb_profiles"].find_one({}) == {"_id": "a"}
 
     @pytest.mark.parametrize("version", [(4, 4, 29), (5, 0, 0), (5, 9)])
     async def test_old_server(self, version: tuple[int, ...]) -> None:
@@ -173,7 +173,7 @@ class TestOptions:
         client = engine._client = engine._connect({})
         try:
             options = client.options
-            collection = engine.collection("profiles")
+            collection = engine.collection("multidb_profiles")
 
             assert {"w": "majority", "j": True} == {k: options.write_concern.document[k] for k in ("w", "j")}
             assert collection.write_concern.document == {"w": "majority", "j": True}
@@ -331,8 +331,8 @@ class TestServer:
         with MongoClient(uri) as client:
             name = uri.rpartition("/")[2]
 
-            assert client[name]["profiles"].find_one({})["database"] is None
-            assert client[f"{name}_2"]["profiles"].find_one({})["database"] == f"{name}_2"
+            assert client[name]["multidb_profiles"].find_one({})["database"] is None
+            assert client[f"{name}_2"]["multidb_profiles"].find_one({})["database"] == f"{name}_2"
             client.drop_database(f"{name}_2")
 
     @pytest.mark.parametrize("which", DRIVERS)
@@ -456,7 +456,7 @@ class TestServer:
     async def test_other_unique_index(self, uri: str) -> None:
         """Where a unique index of somebody else is in the way, that is a conflict."""
         async with opened(uri) as (engine, backend):
-            await engine.collection("profiles").create_index("mail", unique=True, sparse=True)
+            await engine.collection("multidb_profiles").create_index("mail", unique=True, sparse=True)
             patches = [Patch(name, NOW, set={"mail": "a@b"}, upsert=True) for name in ("one", "two")]
             results = [(await backend.apply([patch]))[0] for patch in patches]
 
@@ -466,8 +466,8 @@ class TestServer:
         """Other tools find the fields at the top level; what others put in without ours is a profile, too."""
         async with opened(uri) as (engine, backend):
             await backend.apply([Patch("Işık", NOW, set={"type": "Bot", "a": {"b": 1}}, upsert=True)])
-            stored = await engine.collection("profiles").find_one({"_id": "Işık"})
-            await engine.collection("profiles").insert_one({"_id": "foreign", "a": 2**40})
+            stored = await engine.collection("multidb_profiles").find_one({"_id": "Işık"})
+            await engine.collection("multidb_profiles").insert_one({"_id": "foreign", "a": 2**40})
             foreign = (await backend.get(["foreign"]))["foreign"]
 
             assert stored == {
@@ -485,7 +485,7 @@ class TestServer:
         """20 at once create them; they are there, and used."""
         async with opened(uri) as (engine, backend):
             await asyncio.gather(*(MongoProfileBackend(engine).open() for _ in range(20)))
-            collection = engine.collection("profiles")
+            collection = engine.collection("multidb_profiles")
             keys = [
                 list(index["key"])
                 for index in (await collection.index_information()).values()

@@ -60,7 +60,7 @@ class MongoProfileBackend:
 
     name: Final = "mongodb"
 
-    def __init__(self, engine: MongoEngine, *, collection: str = "profiles") -> None:
+    def __init__(self, engine: MongoEngine, *, collection: str = "multidb_profiles") -> None:
         """Keep profiles in *collection* of the database of *engine*."""
         self._engine = engine
         self._collection_name = collection

@@ -218,4 +218,7 @@ class SharedTables:
 
 def _warn(damaged: int) -> None:
     if damaged > 0:
-        _log.warning("the journal of the state has %d damaged lines; they are set aside", damaged)
+        _log.warning(
+            "the journal of the state has %d damaged lines, which count for nothing; its next rewrite sets them aside",
+            damaged,
+        )
