@@ -171,6 +171,8 @@ class TestByHand:
             before = path.read_bytes()
             with pytest.raises(BackendError, match=r"broken\.json") as error:
                 await backend.get(["good", "broken"])
+            with pytest.raises(BackendError, match=r"broken\.json is not .*delete_profile"):
+                await backend.apply([change("broken", n=1)])
             written, refused = await backend.apply([change("good", n=1), change("broken", n=1)])
             with caplog.at_level(logging.WARNING, "multidb"):
                 for _ in range(3):

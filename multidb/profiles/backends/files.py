@@ -54,7 +54,7 @@ class FileProfileBackend:
     Several processes may use the folder at once: a write locks a stripe of profiles in `.locks/`, a read
     needs no lock and always looks at the disk. Files may be edited, added and deleted by hand at any time;
     what is missing of the reserved fields is filled in. A file that is no profile is an error that names it
-    where it is asked for, a conflict where it would be written over, and left out of all the rest, with a
+    where it is asked for or written to, in a batch of writes a conflict, and left out of all the rest, with a
     warning.
 
     A patch that makes a document too large raises InvalidValueError; nothing of its batch is written then.
@@ -128,13 +128,16 @@ class FileProfileBackend:
                 with _marking_ambiguous(done):
                     self._files.write(username, document)
                 done = True
+        match results:
+            case [ConflictError(__cause__=_NoProfileError() as broken)]:
+                raise _broken(broken) from broken
         return results
 
     def _read_to_write(self, username: str) -> Document | None:
         try:
             return self._files.read(username)
         except _NoProfileError as exc:
-            # A conflict, not an error: it is this profile's alone, the rest of the batch goes on.
+            # In a batch a conflict, not an error: it is this profile's alone, the rest of the batch goes on.
             raise ConflictError(str(exc)) from exc
 
     def _get(self, usernames: Sequence[str]) -> dict[str, Document]:
@@ -143,7 +146,7 @@ class FileProfileBackend:
             try:
                 document = self._files.read(username)
             except _NoProfileError as exc:
-                raise BackendError(str(exc)) from exc
+                raise _broken(exc) from exc
             if document is not None:
                 found[username] = copy_value(document)
         return found
@@ -200,6 +203,10 @@ def _stripe(username: str) -> str:
 
 class _NoProfileError(Exception):
     """A file is not a profile; the message names it and says why."""
+
+
+def _broken(exc: _NoProfileError) -> BackendError:
+    return BackendError(f"{exc}: repair the file, or remove it with delete_profile()")
 
 
 _Signature: TypeAlias = tuple[int, int, int, int]

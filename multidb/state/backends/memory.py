@@ -238,11 +238,11 @@ def _merge(tables: _Tables, merge: Merge, now: int) -> bytes | ConflictError:
     row = _find(tables, VALUE, merge.key, now)
     stored = load(row[0]) if row is not None else {}
     if type(stored) is not dict:
-        return ConflictError("the stored value is not a dict")
+        return ConflictError("what is stored is not a dict")
     stored |= {name: Fragment(value) for name, value in merge.changes.items()}
     merged = dump(stored)
     if len(merged) > merge.max_bytes:
-        return ConflictError(f"the merged value would be larger than {merge.max_bytes:,} bytes")
+        return ConflictError("the dict would become larger than a value may be")
     deadline = _deadline(row, merge.expire_seconds, now)
     tables.put(VALUE, merge.key.user_id or "", merge.key.name, merged, deadline)
     return merged
@@ -265,7 +265,7 @@ def _increment(tables: _Tables, increment: Increment, now: int) -> int | Conflic
     row = _find(tables, COUNTER, key, now)
     value: int = increment.amount + (row[0] if row is not None else 0)
     if not MIN_INT <= value <= MAX_INT:
-        return ConflictError("the counter would leave the range of 64 bits")
+        return ConflictError("the counter would leave 64 bits")
     deadline = row[1] if row is not None else deadline_after(now, increment.expire_seconds)
     tables.put(COUNTER, key.user_id or "", key.name, value, deadline)
     return value
