@@ -343,7 +343,7 @@ async def report(db: MultiDB) -> list[str]:
     found = [event for event in found if event.timestamp < window["until"]]
     return [
         f"conversations   {by_type.get(DONE, 0):,}",
-        f"turns           {sum(turns.values()):,} ({', '.join(f'{turns[s]:,} {s}' for s in sorted(turns))})",
+        f"turns           {sum(turns.values()):,} ({', '.join(f'{turns[s]:,} {s}' for s in sorted(turns)) or 'none'})",
         f"messages        {stats.total:,} in {stats.conversations:,} conversations, {stats.characters:,} characters",
         f"customers       {len(customers):,}"
         + (f", most visits: {regular['username']} with {regular['visits']}" if regular else ""),

@@ -41,7 +41,8 @@ def demo(
             dir_okay=False,
             readable=True,
             help="Replay recorded conversations, one JSON a line: "
-            '{"conversation_id": …, "turns": [[speaker, text], …], "order": {"items": […], "completed": true}}. '
+            # A backslash keeps rich from taking a bracket for markup.
+            r'{"conversation_id": …, "turns": \[\[speaker, text], …], "order": {"items": \[…], "completed": true}}. '
             '"order" may be absent.',
         ),
     ] = None,
@@ -52,16 +53,22 @@ def demo(
             "--data-dir",
             metavar="DIR",
             file_okay=False,
-            help="Folder of the embedded defaults [default: data].",
+            help=r"Folder of the embedded defaults \[default: data].",
         ),
     ] = None,
 ) -> None:
     """
     Run a small coffee-ordering bot and show what each store holds afterwards.
 
-    Without any setting it runs on the embedded defaults, in the folder ./data; run it twice and the bot remembers you.
-    With POSTGRES_URL, MONGODB_URI and REDIS_URL set it runs on those. With --input it replays recorded
-    conversations and prints a report. Exit code 1: some lines were rejected, or the stores could not be opened.
+    Without any setting it runs on the embedded defaults, in the folder
+    ./data; run it twice and the bot remembers you. With POSTGRES_URL,
+    MONGODB_URI and REDIS_URL set it runs on those.
+
+    With --input it replays recorded conversations and prints a report;
+    running it again adds nothing, and goes on where it was stopped.
+
+    Exit code 1: some lines were rejected, or the stores could not be
+    opened.
     """
     overrides: dict[str, Any] = dict(_MEMORY) if in_memory else {}
     if data_dir is not None:
@@ -71,7 +78,7 @@ def demo(
         raise typer.Exit(_run(_replay(settings, input) if input else _talk(settings)))
     except MultiDBError as exc:
         _errors.print(f"[bold red]error:[/] {type(exc).__name__}:", end=" ")
-        _errors.print(str(exc), markup=False)
+        _errors.print(str(exc), markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
 
 

@@ -152,7 +152,11 @@ def test_a_server_that_is_down_is_one_line(tmp_path) -> None:
 
 def test_help_and_version(tmp_path) -> None:
     """`--help` says what the command does, `--version` which one it is."""
-    assert "coffee-ordering" in run("demo", "--help", cwd=tmp_path).stdout
+    told = " ".join(run("demo", "--help", cwd=tmp_path).stdout.split())
+    assert "coffee-ordering" in told
+    # Nothing in brackets was taken for markup.
+    assert '"turns": [[speaker, text]' in told
+    assert "[default: data]" in told
     assert run("--version", cwd=tmp_path).stdout.startswith("multidb ")
 
 
