@@ -137,7 +137,8 @@ async def replay(db: MultiDB, conversation: Conversation) -> bool:
     Put one conversation into the stores; return False when it is there already.
 
     Every step can be done twice and counts once, and the event that says it is done comes last: a replay that was
-    killed in the middle goes on when it is run again. Raises ConflictError for a known id with other content.
+    killed in the middle goes on when it is run again. One replay at a time: two of the same file count visits twice.
+    Raises ConflictError for a known id with other content.
     """
     if await _is_known(db, conversation):
         return False

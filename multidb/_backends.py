@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 from urllib.parse import quote, unquote
 
 from multidb._core.clock import Clock
@@ -15,9 +15,19 @@ from multidb.errors import BackendError, ConfigurationError, MultiDBError
 from multidb.settings import Settings
 
 OWN: Final = "own backend"
+_IN_PROCESS: Final = "in process"
 
 
-class Engine(Protocol):
+@runtime_checkable
+class SupportsAbandon(Protocol):
+    """An engine, or a backend that holds what outlives its event loop: a lock, a thread."""
+
+    def abandon(self) -> None:
+        """Let go of everything without the event loop, which is gone, and without talking to a server."""
+        ...
+
+
+class Engine(SupportsAbandon, Protocol):
     """The pool to one server."""
 
     async def open(self) -> None:
@@ -28,10 +38,6 @@ class Engine(Protocol):
         """Disconnect, in bounded time."""
         ...
 
-    def abandon(self) -> None:
-        """Let go of everything without the event loop, which is gone, and without talking to the server."""
-        ...
-
 
 @dataclass(frozen=True, slots=True)
 class Built:
@@ -39,26 +45,26 @@ class Built:
 
     backend: Any
     engine: Engine | None = None
-    location: str = "in process"
+    location: str = _IN_PROCESS
     setting: str = ""
     """The setting that names the server, where there is one."""
 
     @property
     def can_hang(self) -> bool:
         """Whether its calls need a deadline."""
-        return self.location != "in process"
+        return self.location != _IN_PROCESS
 
     @property
-    def engine_is_local(self) -> bool:
+    def is_on_files(self) -> bool:
         """Whether it stands on files of this machine."""
-        return not self.setting and self.location != OWN
+        return not self.setting and self.location not in (OWN, _IN_PROCESS)
 
 
 def explained(error: MultiDBError, store: str, built: Built) -> MultiDBError:
     """Return *error*, which *built* met when it was opened, with what it concerns and what to do next."""
     name, cause = built.backend.name, error.__cause__
     where = f"{store} ({name}, {built.location})"
-    if isinstance(error, BackendError) and built.engine_is_local and isinstance(cause, OSError):
+    if isinstance(error, BackendError) and built.is_on_files and isinstance(cause, OSError):
         # No server that may come back: a folder that is not there, or not ours.
         reason = cause.strerror or type(cause).__name__
         return ConfigurationError(f"{where}: {reason}; check the path, and that this user may write there")

@@ -8,7 +8,7 @@ import warnings
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from multidb._backends import Built, build_logs, build_profiles, build_state, explained, own
+from multidb._backends import Built, SupportsAbandon, build_logs, build_profiles, build_state, explained, own
 from multidb._core.clock import Clock, SystemClock
 from multidb._core.current import get_default, set_default
 from multidb._core.lifecycle import Lifecycle, Phase
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from multidb.state.protocol import StateBackend
 
 _log = logging.getLogger("multidb")
+
+# What a close that was given up on gets to notice that it was cancelled.
+_GRACE_SECONDS = 0.5
 
 
 class _Opened(Protocol):
@@ -64,10 +67,11 @@ class MultiDB:
         clock: Clock | None = None,
     ) -> None:
         """Build the stores on what *settings* name."""
-        self._lifecycle = Lifecycle()
         _check_settings(settings)
+        self._lifecycle = Lifecycle()
+        self._hooks, self._clock = tuple(hooks), clock
         self.settings = settings = Settings.from_env() if settings is None else settings
-        clock = clock or SystemClock()
+        clock = SystemClock() if clock is None else clock
         built = {
             "logs": build_logs(settings, clock) if logs is None else own(logs),
             "profiles": build_profiles(settings, clock) if profiles is None else own(profiles),
@@ -90,7 +94,8 @@ class MultiDB:
             self._routes["profiles"], clock, max_profile_bytes=settings.max_profile_bytes
         )
         self.state = StateStore(self._routes["state"], max_state_bytes=settings.max_state_bytes)
-        self._closing: AsyncExitStack | None = None
+        self._opened: AsyncExitStack | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._opening: asyncio.Future[None] | None = None
 
     @classmethod
@@ -111,10 +116,12 @@ class MultiDB:
         if self._lifecycle.phase is not Phase.NEW:
             self._lifecycle.check()
             return
+        self.refuse_other_thread()
         if self._opening is not None:
             await asyncio.shield(self._opening)
             return
         self._opening = asyncio.get_running_loop().create_future()
+        self._lifecycle.opening()
         try:
             await self._open_parts()
         except BaseException as exc:
@@ -122,6 +129,7 @@ class MultiDB:
             self._opening.set_exception(refused)
             self._opening.exception()  # Retrieved here, as mostly nobody else is waiting.
             self._opening = None
+            self._lifecycle.refused()
             raise
         self._opening.set_result(None)
         _log.info("multidb is open: %s", "; ".join(f"{k}: {v}" for k, v in self.locations.items()))
@@ -136,7 +144,7 @@ class MultiDB:
                 msg = "this MultiDB was closed while it was being opened"
                 raise ClosedError(msg)
             self._lifecycle.opened()
-            self._closing = opened.pop_all()
+            self._opened = opened.pop_all()
 
     async def close(self) -> None:
         """
@@ -148,18 +156,22 @@ class MultiDB:
         self.refuse_other_thread()
         if self._lifecycle.phase is Phase.OPEN and self._lifecycle.elsewhere:
             self.abandon()
-        closing, self._closing = self._closing, None
+        opened, self._opened = self._opened, None
         self._lifecycle.closed()
-        if closing is None:
+        if opened is not None:
+            self._closing = asyncio.create_task(self._close_parts(opened), name="multidb-close")
+        # Whoever closes waits for it, also the second one, and the one after a close that was cancelled.
+        if self._closing is None or self._closing.get_loop() is not asyncio.get_running_loop():
             return
-        task = asyncio.create_task(self._close_parts(closing), name="multidb-close")
-        done, _ = await asyncio.wait((task,), timeout=self.settings.close_timeout_seconds)
+        done, _ = await asyncio.wait((self._closing,), timeout=self.settings.close_timeout_seconds)
         if done:
-            task.result()
+            if opened is not None:  # How it ended is told once, to the one that began it.
+                self._closing.result()
             return
-        task.cancel()
+        self._closing.cancel()
         _log.warning("multidb did not close within %g seconds", self.settings.close_timeout_seconds)
-        self._abandon_engines()
+        self._abandon_parts()
+        await asyncio.wait((self._closing,), timeout=_GRACE_SECONDS)
 
     def refuse_other_thread(self) -> None:
         """Raise ClosedError when this MultiDB is in use by an event loop that runs in another thread."""
@@ -177,14 +189,19 @@ class MultiDB:
 
     def abandon(self) -> None:
         """Let go of everything at once: for a forked child, or when the event loop is gone."""
-        self._closing = None
+        self._opened = None
         self._lifecycle.closed()
-        self._abandon_engines()
+        self._abandon_parts()
 
-    def _abandon_engines(self) -> None:
+    def _abandon_parts(self) -> None:
         for one in self._built.values():
-            if one.engine is not None:
-                one.engine.abandon()
+            for part in (one.backend, one.engine):
+                if isinstance(part, SupportsAbandon):
+                    part.abandon()
+
+    def has(self, hooks: Sequence[Hook], clock: Clock | None) -> bool:
+        """Whether it was made with these, where they are given."""
+        return (not hooks or tuple(hooks) == self._hooks) and (clock is None or clock is self._clock)
 
     @property
     def usable(self) -> bool:
@@ -237,8 +254,8 @@ async def init_all(
     wanted = Settings.from_env(**overrides) if settings is None else Settings(**(dict(settings) | overrides))
     db = get_default()
     if db is not None and db.usable:
-        if db.settings != wanted:
-            msg = "multidb is initialized with other settings: call `await multidb.close_all()` first"
+        if db.settings != wanted or not db.has(hooks, clock):
+            msg = "multidb is initialized with other settings, hooks or clock: call `await multidb.close_all()` first"
             raise ConfigurationError(msg)
         await db.open()
         return db
@@ -282,13 +299,17 @@ async def lifespan(
     **overrides: Any,
 ) -> AsyncIterator[None]:
     """
-    Initialize multidb for the block and close it afterwards.
+    Initialize multidb for the block and close it afterwards, unless it was initialized before.
 
     `async with multidb.lifespan():` in a program, `FastAPI(lifespan=multidb.lifespan)` in an ASGI application, which
     is why there is an *app*.
     """
-    await init_all(settings, hooks=hooks, **overrides)
+    before = get_default()
+    db = await init_all(settings, hooks=hooks, **overrides)
     try:
         yield
     finally:
-        await close_all()
+        if db is not before:
+            if db is get_default():
+                set_default(None)
+            await db.close()

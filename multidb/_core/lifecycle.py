@@ -26,11 +26,19 @@ class Lifecycle:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
 
-    def opened(self) -> None:
-        """Enter OPEN, bound to the running loop and to this process."""
-        self.phase = Phase.OPEN
+    def opening(self) -> None:
+        """Bind it to the running loop and to this process."""
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
+
+    def opened(self) -> None:
+        """Enter OPEN."""
+        self.opening()
+        self.phase = Phase.OPEN
+
+    def refused(self) -> None:
+        """Undo `opening()`: it may be tried again, in another loop too."""
+        self._loop = None
 
     def closed(self) -> None:
         """Enter CLOSED."""

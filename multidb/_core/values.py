@@ -179,13 +179,13 @@ def _refusal(value: object) -> str:  # noqa: PLR0911 -- a table in effect
 def _check_strings(value: object, path: str) -> None:
     """Refuse the first string or key in *value* that holds a NUL or a lone surrogate."""
     if isinstance(value, str):
-        check_text(value, path)
+        check_text(value, _short(path))
     elif isinstance(value, list):
         for i, item in enumerate(value):
             _check_strings(item, f"{path}[{i}]")
     elif isinstance(value, dict):
         for key, item in value.items():
-            check_text(key, f"{path} (a key)")
+            check_text(key, f"{_short(path)} (a key)")
             _check_strings(item, f"{path}.{key}")
 
 

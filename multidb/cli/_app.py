@@ -1,4 +1,4 @@
-"""The commands put together, and what they share: errors as one line, settings from options."""
+"""The commands put together, and the options of `multidb` itself."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,7 +76,7 @@ def demo(
         overrides["data_dir"] = data_dir
     try:
         settings = Settings.from_env(**overrides)
-        raise typer.Exit(_run(_replay(settings, input) if input else _talk(settings)))
+        raise typer.Exit(_run(_replay(settings, input)) if input else _run(_talk(settings)))
     except MultiDBError as exc:
         _errors.print(f"[bold red]error:[/] {type(exc).__name__}:", end=" ")
         _errors.print(str(exc), markup=False, soft_wrap=True)
@@ -86,7 +87,7 @@ def _run(coroutine: Coroutine[Any, Any, int]) -> int:
     try:
         return asyncio.run(coroutine)
     except KeyboardInterrupt:
-        _errors.print("stopped; what was done is kept, and running it again goes on from there")
+        _errors.print("stopped; what was done is kept, and a replay that is run again goes on from there")
         return 130
 
 
@@ -161,7 +162,8 @@ def _table(title: str, *columns: str) -> Table:
 async def _replay(settings: Settings, path: Path) -> int:
     example = load_example("coffee_replay")
     async with MultiDB(settings) as db:
-        with path.open("rb") as lines, _progress() as bar:
+        with path.open("rb") as file, _progress() as bar:
+            lines = file if file.seekable() else BytesIO(file.read())
             task = bar.add_task("replaying", total=sum(1 for line in lines if line.strip()))
             lines.seek(0)
             progress = await example.replay_lines(db, lines, advance=lambda: bar.advance(task))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from multidb.engines._sql_errors import translating
 from multidb.engines._sql_pool import ConnectionPool, PoolOptions
 from multidb.engines._sql_urls import PostgresAddress, parse
-from multidb.errors import BackendError, ClosedError
+from multidb.errors import ClosedError
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -128,16 +128,6 @@ class SqlEngine:
         if self._pool is None:
             raise ClosedError("the SQL engine is not open")
         return self._pool
-
-
-@contextmanager
-def ambiguous_after(done: object) -> Iterator[None]:
-    """What fails in the block was applied in part when something was *done* before it."""
-    try:
-        yield
-    except BackendError as exc:
-        exc.ambiguous = exc.ambiguous or bool(done)
-        raise
 
 
 def _driver(url: str, options: PoolOptions) -> PostgresDriver | SqliteDriver:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Context, Decimal, InvalidOperation
@@ -15,7 +16,7 @@ from pydantic import BaseModel
 from multidb._core import values
 from multidb._core.clock import Clock, utc_now
 from multidb._core.ids import IdFactory
-from multidb._core.operation import Operation
+from multidb._core.operation import Operation, ambiguous_after
 from multidb._core.text import fold
 from multidb.errors import ConflictError, InvalidArgumentError, InvalidValueError
 from multidb.logs._records import (
@@ -130,7 +131,8 @@ class LogStore:
 
         Each is an Event, or a dict with the arguments of `log_event()`. A list is checked whole before anything is
         sent; of an iterator, sync or async, the chunks before a bad event are stored. Raises what `log_event()`
-        raises; a ConflictError names the ids in conflict in its `conflicts`, and every other event is stored.
+        raises; a ConflictError names the ids in conflict in its `conflicts`, and every other event is stored. A
+        BackendError is `ambiguous` when a part may be stored: only events with ids of their own can be sent again.
         """
         if not isinstance(events, Iterable | AsyncIterable):
             msg = f"events: {type(events).__name__}; pass a list or an iterator, sync or async"
@@ -141,14 +143,17 @@ class LogStore:
         else:
             chunks = _chunked(self._entry_of(event, f"events[{i}]") async for i, event in _enumerated(events))
         stored, conflicts = 0, []
-        async for chunk in chunks:
-            outcomes = await self._append(_LOG_EVENTS, chunk)
-            stored += outcomes.count(Appended.STORED)
-            conflicts += [
-                str(entry.record.id)
-                for entry, outcome in zip(chunk, outcomes, strict=True)
-                if outcome is Appended.CONFLICT
-            ]
+        outcomes: Sequence[Appended] = ()
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                with ambiguous_after(outcomes):
+                    outcomes = await self._append(_LOG_EVENTS, chunk)
+                stored += outcomes.count(Appended.STORED)
+                conflicts += [
+                    str(entry.record.id)
+                    for entry, outcome in zip(chunk, outcomes, strict=True)
+                    if outcome is Appended.CONFLICT
+                ]
         if conflicts:
             msg = (
                 f"{len(conflicts)} events have ids that are stored with other content; the others are stored"
@@ -573,9 +578,9 @@ class LogStore:
         return Entry(record, encoded, digest)
 
     def _context(self, context: Mapping[str, Any] | BaseModel) -> bytes:
-        if not isinstance(context, dict | BaseModel):
+        if not isinstance(context, dict | BaseModel | Mapping):
             raise InvalidValueError("context", f"{type(context).__name__}; pass a dict or a pydantic model")
-        encoded = values.encode(context, "context", max_bytes=self._max_bytes)
+        encoded = values.encode(_dict(context), "context", max_bytes=self._max_bytes)
         if not encoded.startswith(b"{"):
             raise InvalidValueError("context", "the model dumps to something that is no dict")
         return encoded
@@ -639,12 +644,16 @@ class LogStore:
         return utc_now(self._clock) - timedelta(hours=hours_back)
 
 
+def _dict(value: Mapping[str, Any] | BaseModel) -> object:
+    return dict(value) if isinstance(value, Mapping) else value
+
+
 def _check_names(event: Mapping[Any, Any]) -> None:
     """Refuse a dict that does not hold the arguments of `log_event()`."""
     unknown = [str(name) for name in event if name not in _EVENT_ARGUMENTS]
     missing = [name for name in ("user_identifier", "event_type") if name not in event]
     if unknown or missing:
-        wrong = f"no such field: {', '.join(unknown)}" if unknown else f"missing: {', '.join(missing)}"
+        wrong = f"no such field: {ascii(unknown[0])[:80]}" if unknown else f"missing: {', '.join(missing)}"
         msg = f"{wrong}; an event has the arguments of log_event(): {', '.join(_EVENT_ARGUMENTS)}"
         raise InvalidArgumentError(msg)
 
@@ -737,7 +746,7 @@ async def _enumerated(items: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterato
 
 async def _chunked(
     entries: Iterable[Entry[Event]] | AsyncIterable[Entry[Event]],
-) -> AsyncIterator[list[Entry[Event]]]:
+) -> AsyncGenerator[list[Entry[Event]]]:
     chunk: list[Entry[Event]] = []
     size = 0
     async for _, entry in _enumerated(entries):

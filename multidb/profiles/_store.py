@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+from unicodedata import normalize
 
 from pydantic import BaseModel, ValidationError
 
 from multidb._core import values
 from multidb._core.clock import Clock, utc_now
-from multidb._core.operation import Operation
+from multidb._core.operation import Operation, ambiguous_after
 from multidb._core.text import fold
 from multidb.errors import ConflictError, InvalidArgumentError, InvalidValueError
 from multidb.profiles._records import RESERVED, Document, ProfileStats
@@ -24,13 +25,13 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=BaseModel)
 
-_CREATE_OR_UPDATE: Final = Operation("profiles", "create_or_update_profile", writes=True, idempotent=False)
-_REPLACE: Final = Operation("profiles", "replace_profile", writes=True, idempotent=False)
-_UPDATE_FIELD: Final = Operation("profiles", "update_profile_field", writes=True, idempotent=False)
-_UPDATE_FIELDS: Final = Operation("profiles", "update_profile_fields", writes=True, idempotent=False)
-_INCREMENT_FIELD: Final = Operation("profiles", "increment_profile_field", writes=True, idempotent=False)
-_REMOVE_FIELD: Final = Operation("profiles", "remove_profile_field", writes=True, idempotent=False)
-_BULK_UPDATE: Final = Operation("profiles", "bulk_update_profiles", writes=True, idempotent=False)
+_CREATE_OR_UPDATE: Final = Operation("profiles", "create_or_update_profile", writes=True)
+_REPLACE: Final = Operation("profiles", "replace_profile", writes=True)
+_UPDATE_FIELD: Final = Operation("profiles", "update_profile_field", writes=True)
+_UPDATE_FIELDS: Final = Operation("profiles", "update_profile_fields", writes=True)
+_INCREMENT_FIELD: Final = Operation("profiles", "increment_profile_field", writes=True)
+_REMOVE_FIELD: Final = Operation("profiles", "remove_profile_field", writes=True)
+_BULK_UPDATE: Final = Operation("profiles", "bulk_update_profiles", writes=True)
 _GET: Final = Operation("profiles", "get_profile_by_username")
 _GET_BY_USER_ID: Final = Operation("profiles", "get_profile_by_user_id")
 _GET_ALL: Final = Operation("profiles", "get_all_profiles")
@@ -146,17 +147,20 @@ class ProfileStore:
         """
         Set fields, by dotted paths, of many profiles; return how many of them exist and were updated.
 
-        Everything is checked before anything is sent. Each profile is one atomic step; where some are in conflict the
-        others are updated, and the `conflicts` of the ConflictError names them.
+        Everything is checked before anything is sent; errors name an update by its position. Each profile is one
+        atomic step; where some are in conflict the others are updated, and the `conflicts` of the ConflictError names
+        them. Where one would become larger than the backend can keep, some of its 100 neighbours may be updated.
         """
         if not isinstance(updates, Mapping):
             msg = f"updates: {type(updates).__name__}; pass a dict of username to changes"
             raise InvalidArgumentError(msg)
-        patches = [self._bulk_patch(username, changes) for username, changes in updates.items()]
+        patches = [self._bulk_patch(i, *update) for i, update in enumerate(updates.items())]
         updated, conflicts = 0, []
         for start in range(0, len(patches), _BULK_CHUNK):
             chunk = patches[start : start + _BULK_CHUNK]
-            for patch, result in zip(chunk, await self._apply_all(_BULK_UPDATE, chunk), strict=True):
+            with ambiguous_after(start):
+                results = await self._apply_all(_BULK_UPDATE, chunk)
+            for patch, result in zip(chunk, results, strict=True):
                 if isinstance(result, ConflictError):
                     conflicts.append(patch.username)
                 else:
@@ -166,14 +170,14 @@ class ProfileStore:
             raise ConflictError(msg, conflicts=conflicts)
         return updated
 
-    def _bulk_patch(self, username: UserId, changes: Mapping[str, Any]) -> Patch:
+    def _bulk_patch(self, i: int, username: UserId, changes: Mapping[str, Any]) -> Patch:
         name = values.identifier(username, "username")
         try:
             return self._patch(name, set=self._changes(changes))
         except InvalidValueError as exc:
-            raise InvalidValueError(f"updates[{name!r}].{exc.path}", exc.reason) from exc
+            raise InvalidValueError(f"updates[{i}].{exc.path}", exc.reason) from exc
         except InvalidArgumentError as exc:
-            msg = f"updates[{name!r}].{exc}"
+            msg = f"updates[{i}].{exc}"
             raise InvalidArgumentError(msg) from exc
 
     async def delete_profile(self, username: UserId) -> bool:
@@ -225,7 +229,8 @@ class ProfileStore:
         Of several, the first by username.
         """
         text = values.identifier(user_id, "user_id")
-        candidates: list[str | int] = [text]
+        # The stored field is what the program put in, normalised or not.
+        candidates: list[str | int] = list({text, str(user_id), normalize("NFD", text)})
         if text.isascii() and text.removeprefix("-").isdigit() and str(int(text)) == text:
             candidates += [int(text)] if values.MIN_INT <= int(text) <= values.MAX_INT else []
         query = ProfileQuery((Condition("user_id", "in", candidates),), limit=1)
@@ -238,7 +243,7 @@ class ProfileStore:
         """Return all profiles, of a type and activity where given, by username. For pages: `find_profiles()`."""
         filter_: dict[str, Any] = {}
         if type is not None:
-            filter_["type"] = values.label(type, "type")
+            filter_["type"] = values.check_text(type, "type")
         if is_active is not None:
             filter_["is_active"] = _bool(is_active, "is_active")
         return await self._find_all(_GET_ALL, filter_)
@@ -316,7 +321,7 @@ class ProfileStore:
         if isinstance(data, BaseModel):
             # By way of the rule, which refuses what pydantic cannot dump.
             data = values.load(values.encode(data, "data", max_bytes=self._max_bytes, addressable=True))
-        if not isinstance(data, dict):
+        if not isinstance(data, Mapping):
             raise InvalidValueError("data", f"{type(data).__name__}; pass a dict or a pydantic model")
         name = values.identifier(username, "username")
         if "username" in data and values.identifier(data["username"], "data.username") != name:

@@ -7,7 +7,7 @@ import logging
 from time import perf_counter
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from multidb.errors import BackendError, BackendTimeoutError, MultiDBError
+from multidb.errors import BackendError, BackendTimeoutError, BackendUnavailableError, MultiDBError
 from multidb.instrumentation import OperationDetails, Outcome
 
 if TYPE_CHECKING:
@@ -90,6 +90,9 @@ class Route(Generic[B]):
             raise
         if task.done():
             self._running.discard(task)
+            if task.cancelled():  # By something below, as nobody cancelled this call.
+                msg = "the call was cancelled by the driver"
+                raise BackendUnavailableError(msg, ambiguous=operation.writes)
             return task.result()
         self._abandon(task)
         msg = f"no answer within {seconds:g} seconds"

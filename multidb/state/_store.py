@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,15 +14,13 @@ from multidb.errors import ConflictError, InvalidValueError
 from multidb.state.protocol import KEEP, Claim, Entry, Increment, Keep, Key, Merge, Push, StateBackend
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from multidb._core.values import UserId
     from multidb.resilience.route import Route
 
 _SET: Final = Operation("state", "set_state", writes=True)
 _GET: Final = Operation("state", "get_state")
 _UPDATE: Final = Operation("state", "update_state", writes=True)
-_COMPARE_AND_SET: Final = Operation("state", "compare_and_set_state", writes=True, idempotent=False)
+_COMPARE_AND_SET: Final = Operation("state", "compare_and_set_state", writes=True)
 _TOUCH: Final = Operation("state", "touch_state", writes=True)
 _DELETE: Final = Operation("state", "delete_state", writes=True)
 _GET_ALL: Final = Operation("state", "get_all_user_states")
@@ -37,14 +36,14 @@ _GLOBAL: Final = {
     _GET_ALL: replace(_GET_ALL, name="get_all_global_states"),
     _CLEAR: replace(_CLEAR, name="clear_global_state"),
 }
-_CLAIM: Final = Operation("state", "try_cooldown", writes=True, idempotent=False)
+_CLAIM: Final = Operation("state", "try_cooldown", writes=True)
 _SET_COOLDOWN: Final = Operation("state", "set_cooldown", writes=True)
 _CHECK_COOLDOWN: Final = Operation("state", "check_cooldown")
 _CLEAR_COOLDOWN: Final = Operation("state", "clear_cooldown", writes=True)
-_INCREMENT: Final = Operation("state", "increment_counter", writes=True, idempotent=False)
+_INCREMENT: Final = Operation("state", "increment_counter", writes=True)
 _GET_COUNTER: Final = Operation("state", "get_counter")
 _RESET_COUNTER: Final = Operation("state", "reset_counter", writes=True)
-_PUSH: Final = Operation("state", "add_to_list", writes=True, idempotent=False)
+_PUSH: Final = Operation("state", "add_to_list", writes=True)
 _GET_LIST: Final = Operation("state", "get_list")
 _DELETE_LIST: Final = Operation("state", "delete_list", writes=True)
 
@@ -266,9 +265,10 @@ class StateStore:
     async def _update(
         self, key: Key, changes: Mapping[str, Any] | BaseModel, expire_seconds: float | None | Keep
     ) -> dict[str, Any]:
-        if not isinstance(changes, dict | BaseModel):
+        if not isinstance(changes, Mapping | BaseModel):
             raise InvalidValueError("changes", f"{type(changes).__name__}; pass a dict or a pydantic model")
-        fields = values.load(values.encode(changes, "changes", max_bytes=self._max_bytes))
+        given = dict(changes) if isinstance(changes, Mapping) else changes
+        fields = values.load(values.encode(given, "changes", max_bytes=self._max_bytes))
         if not isinstance(fields, dict):
             raise InvalidValueError("changes", "the model dumps to something that is no dict")
         merge = Merge(

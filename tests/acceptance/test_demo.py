@@ -112,7 +112,7 @@ def test_a_replay_that_was_stopped_goes_on(tmp_path, signal_number) -> None:
     _, told = stopped.communicate(timeout=60)
 
     assert stopped.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130}[signal_number], told
-    assert ("running it again goes on from there" in told) is (signal_number == signal.SIGINT)
+    assert ("a replay that is run again goes on from there" in told) is (signal_number == signal.SIGINT)
     again = run("demo", "--input", str(path), cwd=tmp_path)
     assert again.stdout == whole.stdout
     assert "0 rejected" in again.stderr

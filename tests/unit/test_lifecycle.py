@@ -29,6 +29,7 @@ from multidb import (
 from multidb import _backends as composition
 from multidb._core import current as current_module
 from multidb.errors import BackendError, BackendTimeoutError, BackendUnavailableError, InvalidArgumentError
+from multidb.instrumentation import LoggingHook
 from multidb.testing.clock import ManualClock
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Program:
 
 PARTS: dict[str, Any] = {"postgres_url": "part://", "mongodb_uri": "part://", "redis_url": "part://"}
 OPENED = ["open logs engine", "open logs", "open profiles", "open state"]
+ABANDONED = ["abandon logs", "abandon logs engine", "abandon profiles", "abandon state"]
 CLOSED = ["close state", "close profiles", "close logs", "close logs engine"]
 
 CALLS: list[Callable[[], Awaitable[object]]] = [
@@ -502,11 +504,11 @@ def test_run_twice_without_close(program: Program) -> None:
     asyncio.run(main())
     asyncio.run(main())
 
-    assert [*OPENED, "count on logs", "abandon logs engine", *OPENED, "count on logs"] == program.journal
+    assert [*OPENED, "count on logs", *ABANDONED, *OPENED, "count on logs"] == program.journal
     assert dbs[0] is not dbs[1]
 
     asyncio.run(multidb.close_all())
-    assert "abandon logs engine" == program.journal[-1]
+    assert ABANDONED == program.journal[-len(ABANDONED) :]
 
 
 def test_use_in_another_loop() -> None:
@@ -530,7 +532,7 @@ def test_close_in_another_loop(program: Program) -> None:
     asyncio.run(db.open())
     asyncio.run(db.close())
 
-    assert [*OPENED, "abandon logs engine"] == program.journal
+    assert [*OPENED, *ABANDONED] == program.journal
 
 
 def test_default_seen_by_every_task() -> None:
@@ -788,3 +790,52 @@ async def test_settings_of_another_type() -> None:
             call()
     with pytest.raises(InvalidArgumentError, match="pass a Settings"):
         await multidb.init_all("redis://x")
+
+
+async def test_every_close_waits_for_the_first(program: Program) -> None:
+    """A second close, and the one after a close that was cancelled, return when everything is closed."""
+    db = MultiDB(Settings(**PARTS))
+    await db.open()
+    first = asyncio.create_task(db.close())
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.gather(db.close(), db.close())
+
+    assert "close logs engine" == program.journal[-1]
+
+
+def test_file_logs_run_twice_without_close(tmp_path) -> None:
+    """A backend that holds a lock gives it back when its event loop is gone, whoever still refers to the old one."""
+    kept = []
+
+    async def main() -> int:
+        kept.append(await multidb.init_all(data_dir=tmp_path, postgres_url=f"file://{tmp_path / 'logs'}"))
+        await logs.log_event("u", "run")
+        return await logs.count_events("u")
+
+    assert [1, 2] == [asyncio.run(main()), asyncio.run(main())]
+    asyncio.run(multidb.close_all())
+    kept.clear()
+
+
+async def test_lifespan_leaves_what_it_did_not_open(tmp_path) -> None:
+    """What the program initialized itself outlives a lifespan inside it."""
+    db = await multidb.init_all(data_dir=tmp_path)
+    async with multidb.lifespan(data_dir=tmp_path):
+        assert multidb.current() is db
+
+    assert multidb.current() is db
+    await multidb.close_all()
+
+
+async def test_init_all_with_other_hooks(tmp_path) -> None:
+    """Hooks and a clock that would be ignored are refused."""
+    hook = LoggingHook()
+    db = await multidb.init_all(data_dir=tmp_path, hooks=[hook])
+
+    assert await multidb.init_all(data_dir=tmp_path) is db
+    assert await multidb.init_all(data_dir=tmp_path, hooks=[hook]) is db
+    for other in ({"hooks": [LoggingHook()]}, {"clock": ManualClock()}):
+        with pytest.raises(ConfigurationError, match="other settings, hooks or clock"):
+            await multidb.init_all(data_dir=tmp_path, **other)
+    await multidb.close_all()

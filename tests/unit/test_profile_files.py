@@ -22,6 +22,7 @@ from multidb.errors import (
     BackendError,
     BackendTimeoutError,
     BackendUnavailableError,
+    ClosedError,
     ConflictError,
     InvalidValueError,
     OverloadedError,
@@ -221,7 +222,7 @@ class TestByHand:
                 await call
         await backend.close()
 
-        with pytest.raises(BackendUnavailableError):
+        with pytest.raises(ClosedError):
             await backend.stats()
 
 

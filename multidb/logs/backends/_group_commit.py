@@ -54,6 +54,10 @@ class GroupCommit(Generic[C]):
         await self._idle.wait()
         await asyncio.to_thread(self._thread.shutdown)
 
+    def abandon(self) -> None:
+        """End the thread without the event loop, after the batch that it is at."""
+        self._thread.shutdown(cancel_futures=True)
+
     def _start(self) -> None:
         batch = [pair for pair in self._waiting[:_MOST_CALLS] if not pair[1].done()]
         del self._waiting[:_MOST_CALLS]

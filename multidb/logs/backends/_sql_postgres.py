@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import Interval, Text, bindparam, func, literal_column, or_
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 
-from multidb.engines.sql import ambiguous_after
+from multidb._core.operation import ambiguous_after
 from multidb.logs.backends._sql_rows import POSTGRES
 from multidb.logs.backends._sql_statements import TOUCH
 from multidb.logs.backends._sql_tables import EVENTS, TABLES, Time

@@ -66,6 +66,12 @@ class FileLogBackend:
             # A close that is given up on still has to give the folder back.
             await asyncio.shield(asyncio.create_task(opened.stop(), name="multidb-logs-close"))
 
+    def abandon(self) -> None:
+        """Give the folder back without the event loop."""
+        opened, self._open = self._open, None
+        if opened is not None:
+            opened.abandon()
+
     async def append(self, entries: Sequence[Entry[R]], /) -> Sequence[Appended]:
         """Store *entries*; return what became of each."""
         outcomes: list[Appended] = await self._write(lambda batch: batch.append(entries))
@@ -166,6 +172,12 @@ class _Open:
         finally:
             await self.writer.close()
             await asyncio.to_thread(self._readers.shutdown)
+
+    def abandon(self) -> None:
+        """Let the write under way be finished in its thread, then close the folder. In a forked child: its copy."""
+        self.writer.abandon()
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        self.folder.close()
 
     async def read(self, work: Callable[[], T]) -> T:
         """Return what *work* returns in a thread."""

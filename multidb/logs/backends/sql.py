@@ -5,7 +5,7 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
-from multidb.engines.sql import ambiguous_after
+from multidb._core.operation import ambiguous_after
 from multidb.errors import ConflictError
 from multidb.logs._records import Event, Message, MessageStats, Sale, Session
 from multidb.logs.backends._sql_postgres import PostgresFlavour

@@ -19,7 +19,8 @@ import orjson
 from multidb._core import values
 from multidb._core.files import make_folders, safe_name, sync_folder, translating, write_atomic
 from multidb._core.locks import locked
-from multidb.errors import BackendError, BackendUnavailableError, ConflictError, InvalidArgumentError
+from multidb._core.operation import ambiguous_after
+from multidb.errors import BackendError, ClosedError, ConflictError, InvalidArgumentError
 from multidb.profiles._records import RESERVED
 from multidb.profiles.documents import MAX_BYTES, apply_patches, contains, copies, copy_value, count, select
 from multidb.profiles.protocol import ProfileQuery
@@ -116,7 +117,7 @@ class FileProfileBackend:
         """Return what *work* returns in a thread of *executor*; when cancelled, it may still be done."""
         if executor is None:
             msg = "the folder is not open"
-            raise BackendUnavailableError(msg)
+            raise ClosedError(msg)
         with translating():
             return await asyncio.get_running_loop().run_in_executor(executor, work)
 
@@ -125,7 +126,7 @@ class FileProfileBackend:
             results, written = apply_patches(self._read_to_write, patches)
             done = False
             for username, document in written.items():
-                with _marking_ambiguous(done):
+                with ambiguous_after(done), translating():
                     self._files.write(username, document)
                 done = True
         match results:
@@ -159,22 +160,11 @@ class FileProfileBackend:
         with self._stripes.locked(usernames):
             deleted: list[bool] = []
             for username in usernames:
-                with _marking_ambiguous(any(deleted)):
+                with ambiguous_after(any(deleted)), translating():
                     deleted.append(self._files.unlink(username))
             if any(deleted):
                 sync_folder(self._folder)
         return deleted
-
-
-@contextmanager
-def _marking_ambiguous(ambiguous: bool) -> Iterator[None]:
-    """Let errors say that a part of the batch is written already."""
-    try:
-        with translating():
-            yield
-    except BackendError as exc:
-        exc.ambiguous |= ambiguous
-        raise
 
 
 class _Stripes:

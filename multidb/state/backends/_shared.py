@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from multidb._core.files import translating
 from multidb._core.locks import held_elsewhere, pauses
-from multidb.errors import BackendError, BackendTimeoutError, BackendUnavailableError
+from multidb.errors import BackendError, BackendTimeoutError, BackendUnavailableError, ClosedError
 from multidb.state.backends._journal import LOCK_SECONDS, Successor, load_journal, sync
 from multidb.state.backends._records import Recorder, line, records_of
 from multidb.state.backends._tables import PRUNED_AT_ONCE, microseconds
@@ -112,7 +112,7 @@ class SharedTables:
     def _opened(self) -> Journal:
         if self._journal is None:
             msg = "the journal is not open"
-            raise BackendUnavailableError(msg)
+            raise ClosedError(msg)
         return self._journal
 
     async def _enter(self) -> Journal:

@@ -465,9 +465,7 @@ class KindTests(FindSuite):
         assert [0, 4, 5] == await numbers(is_active=True)
         assert [0, 1, 2, 3, 4, 5] == await numbers()
         assert [] == await store.get_all_profiles(unique("kind"))
-        assert [] == await not_refused(
-            ("", 1, True, ["bot"], {"$gt": ""}, "a\0"), "type", store.get_all_profiles
-        )
+        assert [] == await not_refused((1, True, ["bot"], {"$gt": ""}, "a\0"), "type", store.get_all_profiles)
         assert [] == await not_refused(
             (1, 0, "true", [], {"$exists": True}),
             "is_active",

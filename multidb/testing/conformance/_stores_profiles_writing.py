@@ -639,18 +639,18 @@ class BulkTests(StoreSuite):
 
         assert [] == await not_refused(
             [{"a.b": b""}, {"a": {"b": b""}}],
-            "updates['x'].a.b",
+            "updates[1].a.b",
             lambda bad: store.bulk_update_profiles(good | {"x": bad}),
             value=True,
         )
         assert [] == await not_refused(
             [{}, None, [], "a", {"a": 1, "a.b": 1}],
-            "updates['x'].changes",
+            "updates[1].changes",
             lambda bad: store.bulk_update_profiles(good | {"x": bad}),
         )
         assert [] == await not_refused(
             [{"version": 1}, {"": 1}, {1: 1}],
-            "updates['x'].path",
+            "updates[1].path",
             lambda bad: store.bulk_update_profiles(good | {"x": bad}),
         )
         hashable = [bad for bad in BAD_IDS if not isinstance(bad, list | dict)]
