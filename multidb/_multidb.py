@@ -178,7 +178,7 @@ class MultiDB:
         if self._lifecycle.in_use_elsewhere:
             msg = (
                 "this MultiDB is in use by the event loop of another thread: leave it to that thread, and in this one "
-                "open another, `async with MultiDB(…) as db, multidb.using(db)`"
+                "open another: `async with MultiDB(…) as db:`, and inside it `with multidb.using(db):`"
             )
             raise ClosedError(msg)
 
