@@ -87,7 +87,7 @@ def _run(coroutine: Coroutine[Any, Any, int]) -> int:
     try:
         return asyncio.run(coroutine)
     except KeyboardInterrupt:
-        _errors.print("stopped; what was done is kept, and a replay that is run again goes on from there")
+        _errors.print("stopped; what is done is kept, and a replay that is run again goes on")
         return 130
 
 
