@@ -20,10 +20,10 @@ from typing import TypeVar
 import pytest
 import pytest_asyncio
 
-from multidb import BackendUnavailableError, ConflictError
+from multidb import BackendUnavailableError
 from multidb.profiles import Document, ProfileStats
 from multidb.profiles.documents import apply_patches, contains, count, select
-from multidb.profiles.protocol import Applied, Patch, ProfileQuery
+from multidb.profiles.protocol import Outcome, Patch, ProfileQuery
 from multidb.testing.conformance import ProfileBackendSuite
 
 R = TypeVar("R")
@@ -59,8 +59,8 @@ class SqliteProfileBackend:
                 await asyncio.wrap_future(thread.submit(connection.close))
             thread.shutdown()
 
-    async def apply(self, patches: Sequence[Patch], /) -> Sequence[Applied | ConflictError]:
-        def write() -> Sequence[Applied | ConflictError]:
+    async def apply(self, patches: Sequence[Patch], /) -> Sequence[Outcome]:
+        def write() -> Sequence[Outcome]:
             with self._transaction() as connection:
                 results, written = apply_patches(self._read, patches)
                 rows = [

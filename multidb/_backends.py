@@ -48,11 +48,15 @@ class Built:
     location: str = _IN_PROCESS
     setting: str = ""
     """The setting that names the server, where there is one."""
+    keeps_deadlines: bool = False
+    """It ends every call in time by itself, and lets calls share what they can."""
+    prompt: bool = False
+    """A call of its that is cancelled ends at once, whatever its server or disk does."""
 
     @property
     def can_hang(self) -> bool:
         """Whether its calls need a deadline."""
-        return self.location != _IN_PROCESS
+        return self.location != _IN_PROCESS and not self.keeps_deadlines
 
     @property
     def is_on_files(self) -> bool:
@@ -138,7 +142,9 @@ def _postgres_logs(url: str, settings: Settings, clock: Clock) -> Built:
         connect_timeout_seconds=settings.connect_timeout_seconds,
         command_timeout_seconds=settings.deadline_seconds,
     )
-    return Built(SqlLogBackend(engine), engine, _hosts(url), "POSTGRES_URL")
+    return Built(
+        SqlLogBackend(engine, search_index=settings.log_search_index), engine, _hosts(url), "POSTGRES_URL"
+    )
 
 
 @_LOGS.add("sqlite", "sqlite+aiosqlite")
@@ -151,7 +157,12 @@ def _sqlite_logs(url: str, settings: Settings, clock: Clock) -> Built:
         pool_timeout_seconds=_POOL_SHARE * settings.deadline_seconds,
         command_timeout_seconds=settings.deadline_seconds,
     )
-    return Built(SqlLogBackend(engine), engine, unquote(url.partition(":///")[2]))
+    return Built(
+        SqlLogBackend(engine, search_index=settings.log_search_index),
+        engine,
+        unquote(url.partition(":///")[2]),
+        prompt=True,
+    )
 
 
 @_LOGS.add("file")
@@ -159,7 +170,7 @@ def _file_logs(url: str, settings: Settings, clock: Clock) -> Built:
     from multidb.logs.backends.files import FileLogBackend
 
     folder = Path(folder_of(url, "POSTGRES_URL"))
-    return Built(FileLogBackend(folder), location=str(folder))
+    return Built(FileLogBackend(folder), location=str(folder), prompt=True)
 
 
 @_LOGS.add("memory")
@@ -186,7 +197,7 @@ def _mongo_profiles(url: str, settings: Settings, clock: Clock) -> Built:
         timeout_seconds=settings.deadline_seconds,
         connect_timeout_seconds=settings.connect_timeout_seconds,
     )
-    return Built(MongoProfileBackend(engine), engine, _hosts(url), "MONGODB_URI")
+    return Built(MongoProfileBackend(engine), engine, _hosts(url), "MONGODB_URI", prompt=True)
 
 
 @_PROFILES.add("file")
@@ -194,7 +205,7 @@ def _file_profiles(url: str, settings: Settings, clock: Clock) -> Built:
     from multidb.profiles.backends.files import FileProfileBackend
 
     folder = Path(folder_of(url, "MONGODB_URI"))
-    return Built(FileProfileBackend(folder), location=str(folder))
+    return Built(FileProfileBackend(folder), location=str(folder), prompt=True)
 
 
 @_PROFILES.add("memory")
@@ -214,8 +225,11 @@ def _redis_state(url: str, settings: Settings, clock: Clock) -> Built:
         pool_max=settings.redis_pool_max,
         timeout_seconds=settings.deadline_seconds,
         connect_timeout_seconds=settings.connect_timeout_seconds,
+        queue_max_calls=settings.queue_max_calls,
+        queue_max_bytes=settings.queue_max_bytes,
     )
-    return Built(RedisStateBackend(engine, prefix=settings.redis_prefix), engine, _hosts(url), "REDIS_URL")
+    backend = RedisStateBackend(engine, prefix=settings.redis_prefix)
+    return Built(backend, engine, _hosts(url), "REDIS_URL", keeps_deadlines=True)
 
 
 @_STATE.add("file")
@@ -223,7 +237,8 @@ def _file_state(url: str, settings: Settings, clock: Clock) -> Built:
     from multidb.state.backends.memory import MemoryStateBackend
 
     folder = Path(folder_of(url, "REDIS_URL"))
-    return Built(MemoryStateBackend(clock=clock, folder=folder), location=str(folder))
+    backend = MemoryStateBackend(clock=clock, folder=folder, timeout_seconds=settings.deadline_seconds)
+    return Built(backend, location=str(folder), keeps_deadlines=True)
 
 
 @_STATE.add("memory")

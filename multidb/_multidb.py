@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from multidb._backends import Built, SupportsAbandon, build_logs, build_profiles, build_state, explained, own
+from multidb._core.batcher import Bounds
 from multidb._core.clock import Clock, SystemClock
 from multidb._core.current import get_default, set_default
 from multidb._core.lifecycle import Lifecycle, Phase
@@ -86,6 +87,8 @@ class MultiDB:
                 self._lifecycle,
                 deadline_seconds=settings.deadline_seconds if one.can_hang else None,
                 hooks=hooks,
+                bounds=Bounds(queue_calls=settings.queue_max_calls, queue_bytes=settings.queue_max_bytes),
+                prompt=one.prompt,
             )
             for store, one in built.items()
         }

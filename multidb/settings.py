@@ -62,6 +62,14 @@ class Settings(BaseModel):
     mongo_pool_max: int = Field(default=20, ge=1, le=1000)
     redis_pool_max: int = Field(default=20, ge=1, le=1000)
 
+    queue_max_calls: int = Field(default=10_000, ge=1, le=1_000_000)
+    """How many calls of a kind may wait to be sent in one batch with others; those beyond wait for their turn."""
+    queue_max_bytes: int = Field(default=64 * _MEBIBYTE, ge=_MEBIBYTE, le=4096 * _MEBIBYTE)
+    """How large the waiting calls may be together."""
+
+    log_search_index: bool = True
+    """Whether the logs on PostgreSQL and SQLite get an index for searching, which is most of what an append costs."""
+
     max_context_bytes: int = Field(default=_MEBIBYTE, ge=1024, le=15 * _MEBIBYTE)
     """Largest context and largest text of a log record, as UTF-8."""
     max_state_bytes: int = Field(default=_MEBIBYTE, ge=1024, le=15 * _MEBIBYTE)

@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
@@ -20,7 +20,7 @@ else:
     import fcntl
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from io import FileIO
     from pathlib import Path
 
@@ -28,6 +28,8 @@ _FOLDER_MODE: Final = 0o700
 _FILE_MODE: Final = 0o600
 _TEMPORARY_PREFIX: Final = ".tmp-"
 _LOCK_NAME: Final = ".lock"
+# At once; a process may often have no more than 256.
+_OPEN_FILES: Final = 32
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.ENOMEM})
 # Raised before anything was written, so nothing can have been applied.
@@ -135,6 +137,54 @@ def write_atomic(path: Path, data: bytes) -> None:
             temporary.unlink()
         raise
     sync_folder(path.parent)
+
+
+def write_all_atomic(folder: Path, contents: Mapping[str, bytes]) -> dict[str, OSError]:
+    """
+    Give files in *folder* new contents, each as `write_atomic()` does; return what failed, by name.
+
+    All are written before the first is synced, so that the file system can bring many to the disk in one go. When
+    the last step fails, the sync of the folder, which is for all, that is raised.
+    """
+    failed: dict[str, OSError] = {}
+    names = list(contents)
+    for start in range(0, len(names), _OPEN_FILES):
+        _replace_all(folder, {name: contents[name] for name in names[start : start + _OPEN_FILES]}, failed)
+    if len(failed) < len(names):
+        sync_folder(folder)
+    return failed
+
+
+def _replace_all(folder: Path, contents: Mapping[str, bytes], failed: dict[str, OSError]) -> None:
+    temporaries = {name: folder / (_TEMPORARY_PREFIX + token_hex(8)) for name in contents}
+    replaced: set[str] = set()
+    try:
+        with ExitStack() as opened:
+            files: dict[str, FileIO] = {}
+            for name, data in contents.items():
+                with _noting(failed, name):
+                    file = opened.enter_context(create(temporaries[name]))
+                    write_all(file, data)
+                    files[name] = file
+            for name, file in files.items():
+                with _noting(failed, name):
+                    sync_file(file.fileno())
+        for name in contents.keys() - failed.keys():
+            with _noting(failed, name):
+                temporaries[name].replace(folder / name)
+                replaced.add(name)
+    finally:
+        for name in contents.keys() - replaced:
+            with suppress(OSError):
+                temporaries[name].unlink()
+
+
+@contextmanager
+def _noting(failed: dict[str, OSError], name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        failed[name] = exc
 
 
 def remove_temporaries(folder: Path) -> None:

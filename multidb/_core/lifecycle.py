@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from enum import Enum
+from weakref import WeakSet
 
 from multidb.errors import ClosedError
 
@@ -25,6 +27,8 @@ class Lifecycle:
         self.phase = Phase.NEW
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
+        # The loop that calls are welcome in: none unless OPEN, nor in a forked child. One comparison checks a call.
+        self._home: asyncio.AbstractEventLoop | None = None
 
     def opening(self) -> None:
         """Bind it to the running loop and to this process."""
@@ -35,6 +39,8 @@ class Lifecycle:
         """Enter OPEN."""
         self.opening()
         self.phase = Phase.OPEN
+        self._home = self._loop
+        _open.add(self)
 
     def refused(self) -> None:
         """Undo `opening()`: it may be tried again, in another loop too."""
@@ -44,6 +50,12 @@ class Lifecycle:
         """Enter CLOSED."""
         self.phase = Phase.CLOSED
         self._loop = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Welcome no more calls here."""
+        self._home = None
+        _open.discard(self)
 
     @property
     def elsewhere(self) -> bool:
@@ -59,7 +71,7 @@ class Lifecycle:
 
     def check(self) -> None:
         """Raise ClosedError unless the MultiDB is open, here."""
-        if self.phase is Phase.OPEN and not self.elsewhere:
+        if self._home is not None and self._home is asyncio.get_running_loop():
             return
         if self.phase is Phase.NEW:
             msg = "this MultiDB is not open: use `async with` or `await db.open()`"
@@ -70,3 +82,15 @@ class Lifecycle:
         else:
             msg = "this MultiDB belongs to another event loop: call `await multidb.init_all()` in this one"
         raise ClosedError(msg)
+
+
+_open: WeakSet[Lifecycle] = WeakSet()
+
+
+def _forget_all() -> None:
+    for lifecycle in list(_open):
+        lifecycle.forget()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_forget_all)

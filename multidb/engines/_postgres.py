@@ -84,7 +84,7 @@ class PostgresDriver:
         """Return when the server has answered, within half of what a command may take."""
         await connection.fetchval("SELECT 1", timeout=self._options.command_timeout_seconds / 2)
 
-    async def fetch(self, connection: Any, sql: str, args: Sequence[Any], *, prepared: bool) -> Sequence[Any]:
+    async def fetch(self, connection: Any, sql: str, args: Sequence[Any], prepared: bool) -> Sequence[Any]:
         """Run one statement; return its rows. Not *prepared*: planned anew for these *args*."""
         if prepared:
             return await connection.fetch(sql, *args)  # type: ignore[no-any-return] # asyncpg has no types
@@ -153,7 +153,9 @@ class PostgresDriver:
             "timeout": address.connect_timeout_seconds or options.connect_timeout_seconds,
             "command_timeout": command_timeout_seconds,
             "async_creator_fn": self._connect,
-            "server_settings": {"application_name": "multidb"} | self._session() | address.session,
+            "server_settings": {"application_name": "multidb"}
+            | self._session(command_timeout_seconds)
+            | address.session,
         }
         if address.system_trust:
             arguments["ssl"] = True
@@ -164,14 +166,13 @@ class PostgresDriver:
             arguments["prepared_statement_name_func"] = lambda: f"__multidb_{uuid4()}__"
         return arguments
 
-    def _session(self) -> dict[str, str]:
+    def _session(self, command_timeout_seconds: float) -> dict[str, str]:
         if self._address.pooler:  # It refuses what it does not know, and would leave it set for others.
             return {}
-        milliseconds = self._options.command_timeout_seconds * 1000
         return {
             # Below the timeout for a command, so that the error that is definite comes first.
-            "statement_timeout": f"{milliseconds * 0.75:.0f}",
-            "lock_timeout": f"{milliseconds * 0.5:.0f}",
+            "statement_timeout": f"{command_timeout_seconds * 750:.0f}",
+            "lock_timeout": f"{command_timeout_seconds * 500:.0f}",
             "idle_in_transaction_session_timeout": "10000",
             "default_transaction_isolation": "read committed",
             "timezone": "UTC",

@@ -7,10 +7,11 @@ import hashlib
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisClusterException, ResponseError
+from redis.exceptions import NoScriptError, RedisClusterException, RedisError, ResponseError
 
+from multidb.engines._redis_connections import pack
 from multidb.engines._redis_errors import DRIVER_ERRORS, UnsentError, is_dropped, translate, translated
-from multidb.errors import BackendError
+from multidb.errors import BackendError, MultiDBError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,12 +20,23 @@ if TYPE_CHECKING:
 
 
 class Script:
-    """A Lua script for the server, which is sent in full only to a server that does not know it yet."""
+    """
+    A Lua script for the server, which is sent in full only to a server that does not know it yet.
 
-    def __init__(self, source: str) -> None:
+    *weighty* says that calls of it may be merged: it takes the keys and arguments of any number of calls one after the
+    other, and returns a list with a reply for each. It is the place, in a command, of what may be long.
+    """
+
+    def __init__(self, source: str, *, weighty: int = 0) -> None:
         """Take the *source*."""
         self.source = source.encode()
         self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
+        self.call = ("EVALSHA", self.sha)
+        self.weighty = weighty
+
+    def own(self, reply: Any) -> Any:
+        """Return the reply of a single call."""
+        return reply[0] if self.weighty and isinstance(reply, list) else reply
 
 
 Command: TypeAlias = tuple[Any, ...]
@@ -37,9 +49,13 @@ async def run_one(client: Any, command: Command, *, writes: bool) -> Any:
     if not isinstance(script, Script):
         return await _execute(client, *command, writes=writes)
     try:
-        return await _execute(client, "EVALSHA", script.sha, *arguments, writes=writes)
+        reply = await _execute(client, "EVALSHA", script.sha, *arguments, writes=writes)
     except NoScriptError:
-        return await _execute(client, "EVAL", script.source, *arguments, writes=writes)
+        reply = await _execute(client, "EVAL", script.source, *arguments, writes=writes)
+    reply = script.own(reply)
+    if isinstance(reply, RedisError):
+        raise reply
+    return reply
 
 
 async def _execute(client: Any, *words: Any, writes: bool) -> Any:
@@ -49,6 +65,81 @@ async def _execute(client: Any, *words: Any, writes: bool) -> Any:
         if writes or not is_dropped(exc):
             raise
     return await client.execute_command(*words)
+
+
+async def translated_one(client: Any, command: Command, *, writes: bool) -> Any:
+    """Run one command; return its reply, or raise an error of multidb."""
+    with translated(writes=writes):
+        return await run_one(client, command, writes=writes)
+
+
+def for_lane(command: Command) -> tuple[bytes | Command, int]:
+    """Return a command as a lane takes it, and its size, roughly."""
+    script = command[0]
+    if type(script) is not Script:
+        packed = pack(command)
+    elif script.weighty:
+        return command, len(command[script.weighty])
+    else:
+        packed = pack(script.call + command[1:])
+    return packed, len(packed)
+
+
+def merged(commands: Sequence[Command]) -> bytes:
+    """Return what goes over the wire for calls of one script that takes them all at once."""
+    script = commands[0][0]
+    keys: list[Any] = []
+    arguments: list[Any] = []
+    for command in commands:
+        end = 2 + command[1]
+        keys += command[2:end]
+        arguments += command[end:]
+    return pack((*script.call, len(keys), *keys, *arguments))
+
+
+def for_lanes(commands: Sequence[Command], lanes: Sequence[object]) -> tuple[list[bytes | Command], int]:
+    """
+    Return several commands as their lanes take them, and their size, roughly.
+
+    On each lane a script goes in full, once: repeating what came back as unknown would change the order. Calls that
+    are merged are all of a script that is known, or that is not.
+    """
+    script = commands[0][0]
+    if isinstance(script, Script) and script.weighty and all(command[0] is script for command in commands):
+        return list(commands), sum(len(command[script.weighty]) for command in commands)
+    known: set[tuple[object, Script]] = set()
+    packed: list[bytes] = []
+    for command, lane in zip(commands, lanes, strict=True):
+        script = command[0]
+        if not isinstance(script, Script):
+            packed.append(pack(command))
+        elif (lane, script) in known:
+            packed.append(pack(script.call + command[1:]))
+        else:
+            packed.append(pack(("EVAL", script.source, *command[1:])))
+            known.add((lane, script))
+    return list(packed), sum(map(len, packed))
+
+
+def own_replies(commands: Sequence[Command], replies: Sequence[Any]) -> list[Any]:
+    """Return the replies of single calls."""
+    scripts = [command[0] for command in commands]
+    return [
+        script.own(reply) if isinstance(script, Script) else reply
+        for script, reply in zip(scripts, replies, strict=True)
+    ]
+
+
+def key_of(command: Command) -> Any:
+    """Return the first key that a command names; "" when it names none."""
+    at = 2 if isinstance(command[0], Script) else 1
+    return command[at] if len(command) > at else ""
+
+
+def tag_of(command: Command) -> str:
+    """Return whose key a command names: the same for all keys with the same hash tag."""
+    key = key_of(command)
+    return (key.decode(errors="replace") if isinstance(key, bytes) else str(key)).partition("}")[0]
 
 
 async def run_many(client: Any, commands: Sequence[Command], *, writes: bool, spread: bool) -> list[Any]:
@@ -100,7 +191,7 @@ async def _pipeline(client: Any, commands: Sequence[Command], *, writes: bool) -
                 replies[i] = await run_one(client, commands[i], writes=writes)
             except DRIVER_ERRORS as exc:
                 replies[i] = exc
-    return replies
+    return own_replies(commands, replies)
 
 
 async def _send(client: Any, commands: Sequence[Command]) -> list[Any]:
@@ -120,6 +211,18 @@ async def _send(client: Any, commands: Sequence[Command]) -> list[Any]:
     except DRIVER_ERRORS as exc:
         return [exc] * len(commands)
     return replies
+
+
+def raise_failure(replies: Sequence[Any], *, writes: bool) -> None:
+    """Raise the first error among *replies*; ambiguous if one of them is, or something else was carried out."""
+    failures = [reply for reply in replies if isinstance(reply, MultiDBError)]
+    if not failures:
+        return
+    error = failures[0]
+    if isinstance(error, BackendError):
+        unclear = any(isinstance(one, BackendError) and one.ambiguous for one in failures)
+        error.ambiguous = writes and (unclear or len(failures) < len(replies))
+    raise error
 
 
 def _raise_failure(replies: Sequence[Any], *, writes: bool) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from hiredis import pack_command
+from hiredis import Reader, pack_command
 from redis.asyncio import ConnectionPool, Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
@@ -15,7 +15,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ReadOnlyError, RedisError
+from redis.exceptions import InvalidResponse, ReadOnlyError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from multidb.engines._redis_errors import UnsentError
@@ -24,13 +24,20 @@ from multidb.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from asyncio import StreamWriter
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from weakref import WeakSet
 
     from multidb.engines._redis_url import RedisAddress
 
-_HEALTH_CHECK_SECONDS: Final = 15
-_NOTHING: Final = object()
+HEALTH_CHECK_SECONDS: Final = 15
+"""A connection that was idle for longer is asked whether it still works."""
+
+NOTHING: Final = object()
+"""What a reader returns when no reply is complete."""
+
+
+pack: Callable[[tuple[Any, ...]], bytes] = pack_command
+"""Returns what goes over the wire for a command. Its own type knows commands of one word only."""
 
 
 @contextmanager
@@ -98,7 +105,7 @@ class OwnConnection(AbstractConnection):
 
     async def read_response(self, *args: Any, **options: Any) -> Any:
         """Return the next reply. One that is here already, as in a pipeline, takes no waiting."""
-        reply = _NOTHING if args or options or not self.is_connected else _arrived(self._parser)
+        reply = NOTHING if args or options or not self.is_connected else _arrived(self._parser)
         if type(reply) is object:
             try:
                 return await super().read_response(*args, **options)
@@ -126,6 +133,19 @@ class OwnConnection(AbstractConnection):
         """Return what goes over the wire for several commands."""
         return [_packed(tuple(command)) for command in commands]
 
+    @property
+    def transport(self) -> Any:
+        """The transport of a connection that is connected."""
+        if self._writer is None:
+            raise UnsentError
+        return self._writer.transport
+
+    def new_reader(self) -> Reader:
+        """Return what makes replies of the bytes that come from now on, with errors as redis-py tells them."""
+        return Reader(
+            protocolError=InvalidResponse, replyError=self._parser.parse_error, notEnoughData=NOTHING
+        )
+
     def abandon(self, *, loop_gone: bool) -> None:
         """Close the socket without waiting; with *loop_gone* also without the loop, and in silence."""
         writer, self._writer, self._reader = self._writer, None, None
@@ -141,14 +161,13 @@ def _packed(command: tuple[Any, ...]) -> bytes:
     # redis-py packs in Python, which takes half the time of a pipeline.
     name, *arguments = command
     words = name.split() if isinstance(name, str) else [name]  # "CLUSTER SLOTS" is two words to a server.
-    packed: bytes = pack_command((*words, *arguments))
-    return packed
+    return pack((*words, *arguments))
 
 
 def _arrived(parser: Any) -> Any:
     """Return a reply that was read from the socket; if there is none a bare object, as hiredis is told to."""
     gets = getattr(getattr(parser, "_reader", None), "gets", None)
-    return _NOTHING if gets is None else gets()
+    return NOTHING if gets is None else gets()
 
 
 def _chunks(command: str | bytes | Iterable[bytes]) -> Iterable[bytes]:
@@ -195,6 +214,19 @@ class MasterTlsConnection(OwnConnection, SentinelManagedSSLConnection):
     """A connection to the master that the Sentinels name, with TLS."""
 
 
+async def connected(connection: OwnConnection, seconds: float) -> OwnConnection:
+    """Return *connection* when it has logged in; raise UnsentError when that fails, or takes longer."""
+    try:
+        async with asyncio.timeout(seconds):
+            await connection.connect()
+    except BaseException as exc:
+        connection.abandon(loop_gone=False)
+        if isinstance(exc, TimeoutError):
+            raise UnsentError from exc
+        raise
+    return connection
+
+
 def make_client(
     address: RedisAddress,
     *,
@@ -213,7 +245,7 @@ def make_client(
         "max_connections": 2 * pool_max,
         "socket_timeout": timeout_seconds,
         "socket_connect_timeout": connect_timeout_seconds,
-        "health_check_interval": _HEALTH_CHECK_SECONDS,
+        "health_check_interval": HEALTH_CHECK_SECONDS,
         "client_name": "multidb",
         # redis-py's own retries repeat INCR after a lost answer, and find the cooldown running they claimed.
         "retry": Retry(NoBackoff(), 0),

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from multidb.engines._sql_errors import root_of, translate, translating
 from multidb.errors import ClosedError, OverloadedError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import Awaitable, Callable
 
     from sqlalchemy.ext.asyncio import AsyncEngine
+
+T = TypeVar("T")
 
 _CLOSE_SECONDS: Final = 2.0
 # A connection that was in use a moment ago is not asked whether it is alive.
@@ -100,9 +102,12 @@ class ConnectionPool:
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
 
-    @asynccontextmanager
-    async def lease(self, *, writes: bool) -> AsyncIterator[Any]:
-        """Lend a connection; errors in the block become multidb's. *writes*: the block may change data."""
+    async def run(self, call: Callable[..., Awaitable[T]], *args: Any, writes: bool) -> T:
+        """
+        Return what *call* returns, given a connection and *args*; its errors become multidb's.
+
+        *writes*: it may change data.
+        """
         writing = self._writing if writes else None
         if writing is not None:
             await self._enter(writing)
@@ -111,7 +116,7 @@ class ConnectionPool:
             try:
                 link = await self._take()
                 try:
-                    yield link.connection
+                    result = await call(link.connection, *args)
                 except BaseException as exc:
                     self._put_back(link, exc)
                     error = translate(exc, writes=writes)
@@ -119,6 +124,7 @@ class ConnectionPool:
                         raise
                     raise error from root_of(exc)
                 self._put_back(link)
+                return result
             finally:
                 self._turns.release()
         finally:

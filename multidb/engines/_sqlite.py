@@ -101,7 +101,7 @@ class SqliteDriver:
         if sqlite3.sqlite_version_info < _OLDEST:
             raise ConfigurationError(f"SQLite {sqlite3.sqlite_version} is too old; multidb needs SQLite 3.35")
         look = "SELECT sqlite_compileoption_used('ENABLE_FTS5')"
-        ((has_search,),) = await self.fetch(connection, look, (), prepared=False)
+        ((has_search,),) = await self.fetch(connection, look, (), False)
         if not has_search:
             raise ConfigurationError("the SQLite of this Python was built without FTS5, which multidb needs")
 
@@ -111,7 +111,7 @@ class SqliteDriver:
 
     async def ping(self, connection: aiosqlite.Connection) -> None:
         """Return when the file has been read, and is still where it was."""
-        await self.fetch(connection, "SELECT count(*) FROM sqlite_master", (), prepared=False)
+        await self.fetch(connection, "SELECT count(*) FROM sqlite_master", (), False)
         if not self._path.exists():
             raise BackendUnavailableError("the database file is gone")
 
@@ -120,11 +120,20 @@ class SqliteDriver:
         connection: aiosqlite.Connection,
         sql: str,
         args: Sequence[Any],
-        *,
         prepared: bool,  # noqa: ARG002
     ) -> Sequence[Any]:
         """Run one statement; return its rows."""
         return await _hop(connection, lambda db: db.execute(sql, args).fetchall(), interruptible=True)
+
+    async def fetch_each(
+        self, connection: aiosqlite.Connection, statements: Sequence[tuple[str, Sequence[Any]]]
+    ) -> list[Sequence[Any]]:
+        """Run statements one after the other; return the rows of each."""
+        return await _hop(
+            connection,
+            lambda db: [db.execute(sql, args).fetchall() for sql, args in statements],
+            interruptible=True,
+        )
 
     async def execute(self, connection: aiosqlite.Connection, sql: str, args: Sequence[Any]) -> int:
         """Run one statement; return how many rows it changed."""

@@ -66,8 +66,7 @@ class SqlEngine:
         self._pool = ConnectionPool(self._driver, self._options)
         try:
             # The first connection opens alone: a wrong address fails in one second, not in thirty.
-            async with self._pool.lease(writes=False) as connection:
-                await self._driver.check(connection)
+            await self._pool.run(self._driver.check, writes=False)
         except BaseException:
             await self.close()
             raise
@@ -86,8 +85,7 @@ class SqlEngine:
 
     async def ping(self) -> None:
         """Return when the database has answered. Raises what a call would raise."""
-        async with self._opened().lease(writes=False) as connection:
-            await self._driver.ping(connection)
+        await self._opened().run(self._driver.ping, writes=False)
 
     async def fetch(
         self, sql: str, args: Sequence[Any] = (), *, writes: bool = False, prepared: bool = True
@@ -98,29 +96,36 @@ class SqlEngine:
         *writes*: it may change data, so that losing the answer is ambiguous. Not *prepared*: PostgreSQL plans
         it for these *args*.
         """
-        async with self._opened().lease(writes=writes) as connection:
-            return await self._driver.fetch(connection, sql, args, prepared=prepared)
+        return await self._opened().run(self._driver.fetch, sql, args, prepared, writes=writes)
+
+    async def fetch_each(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> list[Sequence[Any]]:
+        """SQLite only: run statements that change nothing in one hop to a thread; return the rows of each."""
+        driver: Any = self._driver
+        rows: list[Sequence[Any]] = await self._opened().run(driver.fetch_each, statements, writes=False)
+        return rows
 
     async def execute(self, sql: str, args: Sequence[Any] = ()) -> int:
         """Run one statement that changes data, by itself a transaction; return how many rows it changed."""
-        async with self._opened().lease(writes=True) as connection:
-            return await self._driver.execute(connection, sql, args)
+        return await self._opened().run(self._driver.execute, sql, args, writes=True)
 
     async def transaction(self, call: Callable[[sqlite3.Connection], T]) -> T:
         """SQLite only: return what *call* returns in one transaction, in the thread of a connection."""
         driver: Any = self._driver
-        async with self._opened().lease(writes=True) as connection:
-            result: T = await driver.transaction(connection, call)
+        result: T = await self._opened().run(driver.transaction, call, writes=True)
         return result
 
     @asynccontextmanager
-    async def schema_change(self) -> AsyncIterator[AsyncConnection]:
-        """Lend a connection of its own, in a transaction, for a change that may take minutes."""
+    async def schema_change(self, *, transaction: bool = True) -> AsyncIterator[AsyncConnection]:
+        """Lend a connection of its own, in one *transaction* or none, for a change that may take minutes."""
         engine = self._driver.create_patient()
         try:
             with translating(writes=True):
-                async with engine.begin() as connection:
-                    yield connection
+                if transaction:
+                    async with engine.begin() as connection:
+                        yield connection
+                else:
+                    async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+                        yield connection
         finally:
             await engine.dispose()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -16,9 +16,10 @@ from pydantic import BaseModel
 from multidb._core import values
 from multidb._core.clock import Clock, utc_now
 from multidb._core.ids import IdFactory
-from multidb._core.operation import Operation, ambiguous_after
+from multidb._core.operation import Operation
 from multidb._core.text import fold
 from multidb.errors import ConflictError, InvalidArgumentError, InvalidValueError
+from multidb.logs._bulk import Bulk, in_turns
 from multidb.logs._records import (
     LEVELS,
     STATUS_STEPS,
@@ -29,12 +30,13 @@ from multidb.logs._records import (
     Sale,
     SaleStatus,
     Session,
+    made,
 )
 from multidb.logs.protocol import BUCKETS, Appended, Bucket, Entry, LogBackend, Query, R, SessionTouch
 
 if TYPE_CHECKING:
     from multidb._core.values import UserId
-    from multidb.resilience.route import Route
+    from multidb.resilience.route import Batched, Route
 
 _LOG_EVENT: Final = Operation("logs", "log_event", writes=True)
 _LOG_EVENTS: Final = Operation("logs", "log_events", writes=True)
@@ -53,15 +55,16 @@ _TOUCH_SESSION: Final = Operation("logs", "create_or_update_session", writes=Tru
 _GET_ACTIVE_SESSIONS: Final = Operation("logs", "get_active_sessions")
 _END_SESSION: Final = Operation("logs", "end_session", writes=True)
 
-_CHUNK: Final = 1000
-# A chunk has one deadline, however large its texts are.
-_CHUNK_BYTES: Final = 2 * 1024 * 1024
+_PAGE: Final = 1000
+# Pages of a user up to this length are read together with those of others; longer ones would hold them up.
+_SHORT: Final = 100
+_EVENT_BYTES: Final = 1024
+_NO_CONTEXT: Final = b"{}"
 _AMOUNT_DIGITS: Final = 20
 _AMOUNT_DECIMALS: Final = 18
 _EXACT: Final = Context(prec=2 * _AMOUNT_DIGITS)  # The program's own context may round.
 _MIN_CURRENCY: Final = 3
 _MAX_CURRENCY: Final = 12
-_EVENT_FIELDS: Final = frozenset(Event.model_fields)
 _EVENT_ARGUMENTS: Final = (
     "user_identifier",
     "event_type",
@@ -86,6 +89,26 @@ class LogStore:
         self._clock = clock
         self._ids = IdFactory()
         self._max_bytes = max_context_bytes
+        # A batch has entries of one kind. Each id is stored once, so that a batch can be sent again.
+        self._appends = {
+            kind: route.batched(
+                lambda backend, entries: backend.append(entries),
+                writes=True,
+                repeatable=True,
+                at_once=True,
+                key=_user,
+            )
+            for kind in (Event, Sale, Message)
+        }
+        self._touches: Batched[LogBackend, SessionTouch, Session] = route.batched(
+            lambda backend, touches: backend.touch_sessions(touches),
+            writes=True,
+            repeatable=True,
+            key=lambda touch: touch.user_id,
+        )
+        self._reads: Batched[LogBackend, Query[Event], list[Event]] = route.batched(
+            lambda backend, queries: backend.query_all(queries), at_once=True
+        )
 
     # Events
 
@@ -120,7 +143,7 @@ class LogStore:
             event_id=event_id,
             timestamp=timestamp,
         )
-        await self._append_one(_LOG_EVENT, entry)
+        await self._append_one(_LOG_EVENT, entry, entry.record.message)
         return entry.record
 
     async def log_events(
@@ -130,36 +153,28 @@ class LogStore:
         Record many events in chunks of 1,000 or 2 MiB; return how many were stored now, not before under the same id.
 
         Each is an Event, or a dict with the arguments of `log_event()`. A list is checked whole before anything is
-        sent; of an iterator, sync or async, the chunks before a bad event are stored. Raises what `log_event()`
-        raises; a ConflictError names the ids in conflict in its `conflicts`, and every other event is stored. A
-        BackendError is `ambiguous` when a part may be stored: only events with ids of their own can be sent again.
+        sent; of an iterator, sync or async, the chunks before a bad event are stored, and each while the next one is
+        read, so that two are in memory. Raises what `log_event()` raises; a ConflictError names the ids in conflict in
+        its `conflicts`, and every other event is stored. A BackendError is `ambiguous` when a part may be stored: only
+        events with ids of their own can be sent again.
         """
         if not isinstance(events, Iterable | AsyncIterable):
             msg = f"events: {type(events).__name__}; pass a list or an iterator, sync or async"
             raise InvalidArgumentError(msg)
-        if isinstance(events, Sequence):
-            entries = [self._entry_of(event, f"events[{i}]") for i, event in enumerate(events)]
-            chunks = _chunked(entries)
-        else:
-            chunks = _chunked(self._entry_of(event, f"events[{i}]") async for i, event in _enumerated(events))
-        stored, conflicts = 0, []
-        outcomes: Sequence[Appended] = ()
-        async with aclosing(chunks):
-            async for chunk in chunks:
-                with ambiguous_after(outcomes):
-                    outcomes = await self._append(_LOG_EVENTS, chunk)
-                stored += outcomes.count(Appended.STORED)
-                conflicts += [
-                    str(entry.record.id)
-                    for entry, outcome in zip(chunk, outcomes, strict=True)
-                    if outcome is Appended.CONFLICT
-                ]
-        if conflicts:
-            msg = (
-                f"{len(conflicts)} events have ids that are stored with other content; the others are stored"
-            )
-            raise ConflictError(msg, conflicts=conflicts)
-        return stored
+        bulk = Bulk(lambda chunk: self._route.run(_LOG_EVENTS, lambda backend: backend.append(chunk)))
+        async with aclosing(in_turns(events)) as numbered, bulk:
+            if isinstance(events, Sequence):
+                for entry in [self._entry_of(event, i) async for i, event in numbered]:
+                    if bulk.add(entry):
+                        await bulk.send()
+            else:
+                async for i, event in numbered:
+                    if bulk.add(self._entry_of(event, i)):
+                        await bulk.send()
+        if bulk.conflicts:
+            msg = f"{len(bulk.conflicts)} events have ids that are stored with other content; the others are stored"
+            raise ConflictError(msg, conflicts=bulk.conflicts)
+        return bulk.stored
 
     async def get_events(
         self,
@@ -180,7 +195,9 @@ class LogStore:
         from that event and stays right while others append. *limit* is 1 to 10,000; `iter_events()` has no limit.
         """
         query = self._event_query(user_identifier, event_type, level, since, until, hours_back, limit, after)
-        return await self._query_events(query)
+        if user_identifier is None or limit > _SHORT:
+            return await self._query_events(query)
+        return await self._reads.run(_GET_EVENTS, query, limit * _EVENT_BYTES)
 
     async def iter_events(
         self,
@@ -194,12 +211,12 @@ class LogStore:
         after: Event | None = None,
     ) -> AsyncIterator[Event]:
         """Yield all matching events, newest first, 1,000 in memory at a time. Arguments as for `get_events()`."""
-        query = self._event_query(user_identifier, event_type, level, since, until, hours_back, _CHUNK, after)
+        query = self._event_query(user_identifier, event_type, level, since, until, hours_back, _PAGE, after)
         while True:
             events = await self._query_events(query)
             for event in events:
                 yield event
-            if len(events) < _CHUNK:
+            if len(events) < _PAGE:
                 return
             last = events[-1]
             query = replace(query, after=(last.timestamp, last.id))
@@ -353,8 +370,9 @@ class LogStore:
             "amount": _amount(amount),
             "currency": _currency(currency),
             "status": values.choice(status, "status", STATUS_STEPS),
+            "user_id": values.identifier(user_id, "user_id"),
         }
-        entry = self._entry(Sale, user_id, fields, context, sale_id, timestamp, id_name="sale_id")
+        entry = self._entry(Sale, fields, context, sale_id, timestamp, id_name="sale_id")
         await self._append_one(_LOG_SALE, entry)
         return entry.record
 
@@ -413,9 +431,10 @@ class LogStore:
             "text": values.check_text(text, "text", max_bytes=self._max_bytes),
             "role": values.label(role, "role"),
             "conversation_id": _optional_user(conversation_id, "conversation_id"),
+            "user_id": values.identifier(user_id, "user_id"),
         }
-        entry = self._entry(Message, user_id, fields, context, message_id, timestamp, id_name="message_id")
-        await self._append_one(_LOG_MESSAGE, entry)
+        entry = self._entry(Message, fields, context, message_id, timestamp, id_name="message_id")
+        await self._append_one(_LOG_MESSAGE, entry, entry.record.text)
         return entry.record
 
     async def get_messages(
@@ -478,8 +497,9 @@ class LogStore:
             expires_at=now + idle,
             context=None if context is None else self._context(context),
         )
-        sessions = await self._route.run(_TOUCH_SESSION, lambda backend: backend.touch_sessions([touch]))
-        return sessions[0]
+        return await self._touches.run(
+            _TOUCH_SESSION, touch, 0 if touch.context is None else len(touch.context)
+        )
 
     async def get_active_sessions(self, user_id: UserId | None = None, *, limit: int = 100) -> list[Session]:
         """Return the active sessions of *user_id*, or of everybody, those seen last first."""
@@ -496,37 +516,47 @@ class LogStore:
 
     # What they share
 
-    async def _append(self, operation: Operation, entries: Sequence[Entry[R]]) -> Sequence[Appended]:
-        return await self._route.run(operation, lambda backend: backend.append(entries))
-
     async def _query_events(self, query: Query[Event]) -> list[Event]:
         return await self._route.run(_GET_EVENTS, lambda backend: backend.query(query))
 
-    async def _append_one(self, operation: Operation, entry: Entry[R]) -> None:
-        (outcome,) = await self._append(operation, [entry])
-        if outcome is Appended.CONFLICT:
+    async def _append_one(self, operation: Operation, entry: Entry[Any], text: str = "") -> None:
+        size = len(entry.context) + len(text)
+        if await self._appends[type(entry.record)].run(operation, entry, size) is Appended.CONFLICT:
             msg = f"id {entry.record.id} is stored with other content"
             raise ConflictError(msg)
 
-    def _entry_of(self, event: Event | Mapping[str, Any], path: str) -> Entry[Event]:
+    def _entry_of(self, event: Event | Mapping[str, Any], i: int) -> Entry[Event]:
+        """Return the entry for the event at position *i* of those to be logged."""
         try:
+            if type(event) is dict or isinstance(event, Mapping):
+                return self._entry_of_arguments(event)
             if isinstance(event, Event):
-                arguments = {name: getattr(event, name) for name in _EVENT_FIELDS}
-                arguments["user_identifier"], arguments["event_id"] = (
-                    arguments.pop("user_id"),
-                    arguments.pop("id"),
+                return self._event_entry(
+                    event.user_id,
+                    event.event_type,
+                    event.message,
+                    context=event.context,
+                    level=event.level,
+                    username=event.username,
+                    event_id=event.id,
+                    timestamp=event.timestamp,
                 )
-                return self._event_entry(**arguments)
-            if isinstance(event, Mapping):
-                _check_names(event)
-                return self._event_entry(**event)
         except InvalidValueError as exc:
-            raise InvalidValueError(f"{path}.{exc.path}", exc.reason) from exc
+            raise InvalidValueError(f"events[{i}].{exc.path}", exc.reason) from exc
         except InvalidArgumentError as exc:
-            msg = f"{path}: {exc}"
+            msg = f"events[{i}]: {exc}"
             raise InvalidArgumentError(msg) from exc
-        msg = f"{path}: {type(event).__name__}; pass an Event or a dict with the arguments of log_event()"
+        msg = (
+            f"events[{i}]: {type(event).__name__}; pass an Event or a dict with the arguments of log_event()"
+        )
         raise InvalidArgumentError(msg)
+
+    def _entry_of_arguments(self, arguments: Mapping[str, Any]) -> Entry[Event]:
+        try:
+            return self._event_entry(**arguments)
+        except TypeError:  # Python looks at the names before anything else happens.
+            _check_names(arguments)
+            raise
 
     def _event_entry(
         self,
@@ -545,13 +575,13 @@ class LogStore:
             "message": values.check_text(message, "message", max_bytes=self._max_bytes),
             "level": values.choice(level, "level", LEVELS),
             "username": None if username is None else values.label(username, "username"),
+            "user_id": values.identifier(user_identifier, "user_identifier"),
         }
-        return self._entry(Event, user_identifier, fields, context, event_id, timestamp, id_name="event_id")
+        return self._entry(Event, fields, context, event_id, timestamp, id_name="event_id")
 
     def _entry(
         self,
         kind: type[R],
-        user_id: UserId,
         fields: dict[str, Any],
         context: Mapping[str, Any] | BaseModel | None,
         given_id: UUID | str | None,
@@ -560,25 +590,27 @@ class LogStore:
         id_name: str,
     ) -> Entry[R]:
         """Build a record from checked *fields*, and the bytes and the digest that go with it."""
-        fields["user_id"] = values.identifier(user_id, "user_identifier" if kind is Event else "user_id")
-        encoded = b"{}" if context is None else self._context(context)
+        encoded = _NO_CONTEXT if context is None else self._context(context)
         # Before the time: a retry that gives the same id, and no time, is the same record.
         digest = _digest(fields, encoded)
         if timestamp is None:
             seconds = self._clock.time()
-            fields["timestamp"] = datetime.fromtimestamp(seconds, UTC)
+            at = datetime.fromtimestamp(seconds, UTC)
         else:
-            fields["timestamp"] = values.timestamp(timestamp, "timestamp")
-            seconds = fields["timestamp"].timestamp()
-        record = kind.model_construct(
-            id=self._ids.new(seconds) if given_id is None else _uuid(given_id, id_name),
-            context=values.load(encoded) if context else {},
-            **fields,
-        )
+            at = values.timestamp(timestamp, "timestamp")
+            seconds = at.timestamp()
+        uuid = self._ids.new(seconds) if given_id is None else _uuid(given_id, id_name)
+        # A context of its own: what the caller does to the one given changes nothing here.
+        own = {} if encoded == _NO_CONTEXT else values.load(encoded)
+        user = fields["user_id"]
+        # In the order of the model, whose own fields come last.
+        record = made(kind, {"id": uuid, "user_id": user, "timestamp": at, "context": own, **fields})
         return Entry(record, encoded, digest)
 
     def _context(self, context: Mapping[str, Any] | BaseModel) -> bytes:
-        if not isinstance(context, dict | BaseModel | Mapping):
+        if type(context) is dict:
+            return values.encode(context, "context", max_bytes=self._max_bytes)
+        if not isinstance(context, BaseModel | Mapping):
             raise InvalidValueError("context", f"{type(context).__name__}; pass a dict or a pydantic model")
         encoded = values.encode(_dict(context), "context", max_bytes=self._max_bytes)
         if not encoded.startswith(b"{"):
@@ -644,6 +676,11 @@ class LogStore:
         return utc_now(self._clock) - timedelta(hours=hours_back)
 
 
+def _user(entry: Entry[Any]) -> str:
+    user_id: str = entry.record.user_id
+    return user_id
+
+
 def _dict(value: Mapping[str, Any] | BaseModel) -> object:
     return dict(value) if isinstance(value, Mapping) else value
 
@@ -655,12 +692,12 @@ def _check_names(event: Mapping[Any, Any]) -> None:
     if unknown or missing:
         wrong = f"no such field: {ascii(unknown[0])[:80]}" if unknown else f"missing: {', '.join(missing)}"
         msg = f"{wrong}; an event has the arguments of log_event(): {', '.join(_EVENT_ARGUMENTS)}"
-        raise InvalidArgumentError(msg)
+        raise InvalidArgumentError(msg) from None
 
 
 def _digest(fields: dict[str, Any], context: bytes) -> bytes:
     """Return 16 bytes over the content of a record but its time, the same on every machine and for every backend."""
-    content = values.dump({k: str(v) if isinstance(v, Decimal) else v for k, v in fields.items()})
+    content = values.dump(fields, str)  # The amount of a sale is no JSON.
     return hashlib.blake2b(content + context, digest_size=16).digest()
 
 
@@ -730,30 +767,3 @@ def _currency(value: str) -> str:
         return value.upper()
     msg = f"currency: {_MIN_CURRENCY} to {_MAX_CURRENCY} letters or digits, such as EUR"
     raise InvalidArgumentError(msg)
-
-
-async def _enumerated(items: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[tuple[int, Any]]:
-    i = 0
-    if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield i, item
-            i += 1
-    else:
-        for item in items:
-            yield i, item
-            i += 1
-
-
-async def _chunked(
-    entries: Iterable[Entry[Event]] | AsyncIterable[Entry[Event]],
-) -> AsyncGenerator[list[Entry[Event]]]:
-    chunk: list[Entry[Event]] = []
-    size = 0
-    async for _, entry in _enumerated(entries):
-        chunk.append(entry)
-        size += len(entry.context) + len(entry.record.message)
-        if len(chunk) == _CHUNK or size >= _CHUNK_BYTES:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import TYPE_CHECKING, Final, Generic, Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from multidb.logs._records import Event, MessageStats, Record, Sale, SaleStatus, Session
 
@@ -35,8 +35,7 @@ class Appended(Enum):
     """The id was there already, with another digest: nothing was written."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry(Generic[R]):
+class Entry(NamedTuple, Generic[R]):
     """
     A record on its way in. *context* is the canonical JSON of its context.
 
@@ -110,6 +109,14 @@ class LogBackend(Protocol):
 
     async def query(self, query: Query[R], /) -> list[R]:
         """Return the first `query.limit` matching records, newest first by (timestamp, id)."""
+        ...
+
+    async def query_all(self, queries: Sequence[Query[R]], /) -> Sequence[list[R]]:
+        """
+        Return what `query()` returns for each of *queries*, all of one kind and without a keyword, in their order.
+
+        In one round trip where the backend can.
+        """
         ...
 
     async def count(self, query: Query[R], by: str | None = None, /) -> dict[str, int]:

@@ -4,26 +4,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+from functools import lru_cache
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast, overload
 from unicodedata import normalize
 
 from pydantic import BaseModel, ValidationError
 
 from multidb._core import values
 from multidb._core.clock import Clock, utc_now
-from multidb._core.operation import Operation, ambiguous_after
+from multidb._core.operation import Operation, ambiguous_after, own_copy
 from multidb._core.text import fold
-from multidb.errors import ConflictError, InvalidArgumentError, InvalidValueError
+from multidb.errors import BackendError, ConflictError, InvalidArgumentError, InvalidValueError
 from multidb.profiles._records import RESERVED, Document, ProfileStats
+from multidb.profiles.documents import copy_value
 from multidb.profiles.protocol import Applied, Condition, Operator, Patch, ProfileBackend, ProfileQuery
 
 if TYPE_CHECKING:
     from multidb._core.values import UserId
-    from multidb.resilience.route import Route
+    from multidb.profiles.protocol import Outcome
+    from multidb.resilience.route import Batched, Route
 
 M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class _Deletion:
+    """A profile to be deleted, among the patches of others and of the same."""
+
+    username: str
+
+
+_Write: TypeAlias = Patch | _Deletion
+_Written: TypeAlias = Applied | bool
 
 _CREATE_OR_UPDATE: Final = Operation("profiles", "create_or_update_profile", writes=True)
 _REPLACE: Final = Operation("profiles", "replace_profile", writes=True)
@@ -43,6 +58,8 @@ _STATS: Final = Operation("profiles", "get_profile_stats")
 
 _CHUNK: Final = 1000
 _BULK_CHUNK: Final = 100  # One call has one deadline, and a disk may need milliseconds for each profile.
+# What needs no copy. (A float does: -0.0 becomes 0.0.)
+_ATOMS: Final = frozenset({str, int, bool, type(None)})
 _OPERATORS: Final[Mapping[str, Operator]] = {
     "$eq": "eq",
     "$in": "in",
@@ -67,6 +84,10 @@ class ProfileStore:
         self._route = route
         self._clock = clock
         self._max_bytes = max_profile_bytes
+        self._writes: Batched[ProfileBackend, _Write, _Written] = route.batched(
+            _write, writes=True, key=_username_of
+        )
+        self._reads: Batched[ProfileBackend, str, Document | None] = route.batched(_read, at_once=True)
 
     # Writing
 
@@ -79,20 +100,19 @@ class ProfileStore:
         Two writers of different fields both win. With *expected_version* a profile of another version is a
         ConflictError (0: there must be none yet). Raises InvalidValueError, BackendError.
         """
-        patch = self._patch(
-            username, set=self._fields(username, data), upsert=True, expected_version=expected_version
-        )
-        return _document(await self._apply(_CREATE_OR_UPDATE, patch))
+        fields, size = self._fields(username, data)
+        patch = self._patch(username, set=fields, upsert=True, expected_version=expected_version)
+        return _document(await self._apply(_CREATE_OR_UPDATE, patch, size))
 
     async def replace_profile(
         self, username: UserId, data: Mapping[str, Any] | BaseModel, *, expected_version: int | None = None
     ) -> Document:
         """Make *data* the whole profile: fields not in it are gone. Otherwise as `create_or_update_profile()`."""
-        fields = self._fields(username, data)
+        fields, size = self._fields(username, data)
         patch = self._patch(
             username, set=fields, replace=True, upsert=True, expected_version=expected_version
         )
-        return _document(await self._apply(_REPLACE, patch))
+        return _document(await self._apply(_REPLACE, patch, size))
 
     async def update_profile_field(
         self,
@@ -108,15 +128,13 @@ class ProfileStore:
         Dicts on the way are created. Raises ConflictError where the path leads through something that is no dict.
         """
         _path(path)
-        patch = self._patch(username, set=self._changes({path: value}), expected_version=expected_version)
-        return (await self._apply(_UPDATE_FIELD, patch)).document is not None
+        return await self._set(_UPDATE_FIELD, username, {path: value}, expected_version)
 
     async def update_profile_fields(
         self, username: UserId, changes: Mapping[str, Any], *, expected_version: int | None = None
     ) -> bool:
         """Set several fields, by dotted paths, in one atomic step; return whether there is such a profile."""
-        patch = self._patch(username, set=self._changes(changes), expected_version=expected_version)
-        return (await self._apply(_UPDATE_FIELDS, patch)).document is not None
+        return await self._set(_UPDATE_FIELDS, username, changes, expected_version)
 
     async def increment_profile_field(
         self, username: UserId, path: str, amount: float = 1
@@ -141,39 +159,33 @@ class ProfileStore:
     async def remove_profile_field(self, username: UserId, path: str) -> bool:
         """Remove one field, named by a dotted path; return whether it was there."""
         _path(path)
-        return (await self._apply(_REMOVE_FIELD, self._patch(username, remove=(path,)))).changed
+        patch = self._patch(username, remove=(path,), wants_document=False)
+        return (await self._apply(_REMOVE_FIELD, patch)).changed
 
     async def bulk_update_profiles(self, updates: Mapping[UserId, Mapping[str, Any]]) -> int:
         """
         Set fields, by dotted paths, of many profiles; return how many of them exist and were updated.
 
         Everything is checked before anything is sent; errors name an update by its position. Each profile is one
-        atomic step; where some are in conflict the others are updated, and the `conflicts` of the ConflictError names
-        them. Where one would become larger than the backend can keep, some of its 100 neighbours may be updated.
+        atomic step. Where some are in conflict the others are updated, and the `conflicts` of the ConflictError names
+        them; so it is where one would become larger than the backend can keep, which is an InvalidValueError.
         """
         if not isinstance(updates, Mapping):
             msg = f"updates: {type(updates).__name__}; pass a dict of username to changes"
             raise InvalidArgumentError(msg)
         patches = [self._bulk_patch(i, *update) for i, update in enumerate(updates.items())]
-        updated, conflicts = 0, []
+        outcomes: list[Outcome] = []
         for start in range(0, len(patches), _BULK_CHUNK):
             chunk = patches[start : start + _BULK_CHUNK]
             with ambiguous_after(start):
-                results = await self._apply_all(_BULK_UPDATE, chunk)
-            for patch, result in zip(chunk, results, strict=True):
-                if isinstance(result, ConflictError):
-                    conflicts.append(patch.username)
-                else:
-                    updated += result.changed
-        if conflicts:
-            msg = f"{len(conflicts)} of {len(patches)} profiles are in conflict; the others are updated"
-            raise ConflictError(msg, conflicts=conflicts)
-        return updated
+                outcomes += await self._apply_all(chunk)
+            _raise_backend_error(outcomes, only_retryable=True)
+        return _updated(patches, outcomes)
 
     def _bulk_patch(self, i: int, username: UserId, changes: Mapping[str, Any]) -> Patch:
         name = values.identifier(username, "username")
         try:
-            return self._patch(name, set=self._changes(changes))
+            return self._patch(name, set=self._changes(changes)[0], wants_document=False)
         except InvalidValueError as exc:
             raise InvalidValueError(f"updates[{i}].{exc.path}", exc.reason) from exc
         except InvalidArgumentError as exc:
@@ -182,9 +194,8 @@ class ProfileStore:
 
     async def delete_profile(self, username: UserId) -> bool:
         """Delete a profile; return whether there was one."""
-        name = values.identifier(username, "username")
-        (deleted,) = await self._route.run(_DELETE, lambda backend: backend.delete([name]))
-        return deleted
+        deletion = _Deletion(values.identifier(username, "username"))
+        return cast("bool", await self._writes.run(_DELETE, deletion))
 
     # Reading
 
@@ -206,8 +217,8 @@ class ProfileStore:
     ) -> Document | M | None:
         """Return a profile, as a dict or validated as the pydantic model *as_model*; None when there is none."""
         name = values.identifier(username, "username")
-        document = (await self._route.run(_GET, lambda backend: backend.get([name]))).get(name)
-        return _as_model(document, as_model)
+        document = await self._reads.run(_GET, name)
+        return document if as_model is None else _as_model(document, as_model)
 
     @overload
     async def get_profile_by_user_id(self, user_id: UserId, *, as_model: None = None) -> Document | None: ...
@@ -294,16 +305,19 @@ class ProfileStore:
         name = values.identifier(username, "username")
         return Patch(name, at=utc_now(self._clock), expected_version=expected_version, **parts)
 
-    async def _apply(self, operation: Operation, patch: Patch) -> Applied:
-        (result,) = await self._apply_all(operation, [patch])
-        if isinstance(result, ConflictError):
-            raise result
-        return result
+    async def _set(
+        self, operation: Operation, username: UserId, changes: Mapping[str, Any], expected_version: int | None
+    ) -> bool:
+        """Set fields; return whether there is such a profile: then it is written, whatever it held."""
+        fields, size = self._changes(changes)
+        patch = self._patch(username, set=fields, expected_version=expected_version, wants_document=False)
+        return (await self._apply(operation, patch, size)).changed
 
-    async def _apply_all(
-        self, operation: Operation, patches: Sequence[Patch]
-    ) -> Sequence[Applied | ConflictError]:
-        return await self._route.run(operation, lambda backend: backend.apply(patches))
+    async def _apply(self, operation: Operation, patch: Patch, size: int = 0) -> Applied:
+        return cast("Applied", await self._writes.run(operation, patch, size))
+
+    async def _apply_all(self, patches: Sequence[Patch]) -> Sequence[Outcome]:
+        return await self._route.run(_BULK_UPDATE, lambda backend: backend.apply(patches))
 
     async def _find(self, operation: Operation, query: ProfileQuery) -> list[Document]:
         return await self._route.run(operation, lambda backend: backend.find(query))
@@ -316,8 +330,8 @@ class ProfileStore:
             found += page
         return found
 
-    def _fields(self, username: UserId, data: Mapping[str, Any] | BaseModel) -> dict[str, Any]:
-        """Return the program's fields of a whole document, checked and in plain types."""
+    def _fields(self, username: UserId, data: Mapping[str, Any] | BaseModel) -> tuple[dict[str, Any], int]:
+        """Return the program's fields of a whole document, checked and in plain types, and their size as JSON."""
         if isinstance(data, BaseModel):
             # By way of the rule, which refuses what pydantic cannot dump.
             data = values.load(values.encode(data, "data", max_bytes=self._max_bytes, addressable=True))
@@ -328,30 +342,98 @@ class ProfileStore:
             msg = "data.username: is not the username of this call"
             raise InvalidArgumentError(msg)
         fields = {key: value for key, value in data.items() if key not in RESERVED}
-        plain: dict[str, Any] = values.load(
-            values.encode(fields, "data", max_bytes=self._max_bytes, addressable=True)
-        )
-        return plain
+        encoded = values.encode(fields, "data", max_bytes=self._max_bytes, addressable=True)
+        return values.load(encoded), len(encoded)
 
-    def _changes(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Return changes by dotted path, checked and in plain types."""
-        if not isinstance(changes, Mapping) or not changes:
+    def _changes(self, changes: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+        """Return changes by dotted path, checked and in plain types, and their size as JSON."""
+        if not isinstance(changes, (dict, Mapping)) or not changes:
             msg = "changes: pass a dict of dotted path to value, with at least one"
             raise InvalidArgumentError(msg)
         paths = {path: _path(path) for path in changes}
-        _refuse_overlaps(paths)
-        encoded = {
-            path: values.encode(
-                changes[path], path, max_bytes=self._max_bytes, depth=len(parts) + 1, addressable=True
+        if len(paths) > 1:
+            _refuse_overlaps(paths)
+        plain: dict[str, Any] = {}
+        size = 0
+        for path, parts in paths.items():
+            value = changes[path]
+            encoded = values.encode(
+                value, path, max_bytes=self._max_bytes, depth=len(parts) + 1, addressable=True
             )
-            for path, parts in paths.items()
-        }
-        size = sum(map(len, encoded.values()))
+            plain[path] = value if type(value) in _ATOMS else values.load(encoded)
+            size += len(encoded)
         if size > self._max_bytes:
             raise InvalidValueError(
                 "changes", f"{size:,} bytes as JSON, more than the {self._max_bytes:,} allowed"
             )
-        return {path: values.load(value) for path, value in encoded.items()}
+        return plain, size
+
+
+def _username_of(write: _Write) -> str:
+    return write.username
+
+
+async def _write(backend: ProfileBackend, writes: list[_Write]) -> Sequence[_Written | Exception]:
+    """Apply patches and deletions in order: a deletion and a patch may be of the same profile."""
+    if len(writes) == 1 or all(type(write) is Patch for write in writes):
+        return await _write_alike(backend, writes)
+    written: list[_Written | Exception] = []
+    for _, alike in groupby(writes, type):
+        part = list(alike)
+        try:
+            written += await _write_alike(backend, part)
+        except BackendError as exc:
+            # Not raised: what is written before it is.
+            written += [own_copy(exc) for _ in part]
+    return written
+
+
+async def _write_alike(
+    backend: ProfileBackend, writes: Sequence[_Write]
+) -> Sequence[Outcome] | Sequence[bool]:
+    if type(writes[0]) is Patch:
+        return await backend.apply(cast("Sequence[Patch]", writes))
+    return await backend.delete([write.username for write in writes])
+
+
+async def _read(backend: ProfileBackend, usernames: list[str]) -> list[Document | None]:
+    """Return the profiles that callers asked for, to each one of its own."""
+    if len(usernames) == 1:
+        return [(await backend.get(usernames)).get(usernames[0])]
+    found = await backend.get(list(dict.fromkeys(usernames)))
+    if len(found) == len(usernames):
+        return [found[name] for name in usernames]
+    given: set[str] = set()
+    documents = []
+    for name in usernames:
+        documents.append(copy_value(found.get(name)) if name in given else found.get(name))
+        given.add(name)
+    return documents
+
+
+def _raise_backend_error(outcomes: Sequence[Outcome], *, only_retryable: bool = False) -> None:
+    for outcome in outcomes:
+        if isinstance(outcome, BackendError) and (outcome.retryable or not only_retryable):
+            with ambiguous_after(any(isinstance(each, Applied) for each in outcomes)):
+                raise outcome
+
+
+def _updated(patches: Sequence[Patch], outcomes: Sequence[Outcome]) -> int:
+    """Return how many of *patches* were written; raise what kept others from it."""
+    _raise_backend_error(outcomes)
+    names = [patch.username for patch in patches]
+    conflicts = [name for name, each in zip(names, outcomes, strict=True) if isinstance(each, ConflictError)]
+    conflict = None
+    if conflicts:
+        msg = f"{len(conflicts)} of {len(patches)} profiles are in conflict; the others are updated"
+        conflict = ConflictError(msg, conflicts=conflicts)
+    for i, outcome in enumerate(outcomes):
+        if isinstance(outcome, InvalidValueError):
+            reason = f"{outcome.reason}; the other profiles are updated"
+            raise InvalidValueError(f"updates[{i}].{outcome.path}", reason) from conflict
+    if conflict is not None:
+        raise conflict
+    return sum(outcome.changed for outcome in outcomes if isinstance(outcome, Applied))
 
 
 def _path(path: object, name: str = "path") -> tuple[str, ...]:
@@ -367,6 +449,11 @@ def _readable_path(path: object, name: str) -> tuple[str, ...]:
     if type(path) is not str:
         msg = f"{name}: {type(path).__name__}; pass a dotted path"
         raise InvalidArgumentError(msg)
+    return _parts(path, name)
+
+
+@lru_cache(512)
+def _parts(path: str, name: str) -> tuple[str, ...]:
     parts = tuple(values.check_text(path, name).split("."))
     if len(parts) >= values.MAX_DEPTH:
         raise InvalidValueError(name, f"more than {values.MAX_DEPTH - 1} parts")

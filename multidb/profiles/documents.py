@@ -12,16 +12,18 @@ from collections import Counter
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+import orjson
+
 from multidb._core.text import fold
-from multidb._core.values import MAX_INT, MIN_INT, dump
-from multidb.errors import ConflictError, InvalidValueError
+from multidb._core.values import MAX_INT, MIN_INT
+from multidb.errors import BackendError, ConflictError, InvalidValueError
 from multidb.profiles._records import RESERVED, Document, ProfileStats
 from multidb.profiles.protocol import Applied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from multidb.profiles.protocol import Condition, Operator, Patch, ProfileQuery
+    from multidb.profiles.protocol import Condition, Operator, Outcome, Patch, ProfileQuery
 
 MAX_BYTES: Final = 15 * 1024 * 1024
 """The largest document, as canonical JSON: it must fit into the 16 MiB of BSON that MongoDB takes."""
@@ -37,25 +39,25 @@ _RANKS: Final[dict[type, int]] = {bool: 1, int: 2, float: 2, str: 3, datetime: 4
 
 def apply_patches(
     read: Callable[[str], Document | None], patches: Sequence[Patch]
-) -> tuple[list[Applied | ConflictError], dict[str, Document]]:
+) -> tuple[list[Outcome], dict[str, Document]]:
     """
     Return what each of *patches* does, in order, and the documents that are then to be written, by username.
 
-    *read* returns what is stored; a ConflictError from it is that patch's result. Raises InvalidValueError as
-    `apply_patch()` does, for the whole batch: the caller then writes nothing of it.
+    *read* returns what is stored; a BackendError from it is that patch's result.
     """
-    results: list[Applied | ConflictError] = []
+    results: list[Outcome] = []
     written: dict[str, Document] = {}
     for patch in patches:
         try:
             before = written.get(patch.username) or read(patch.username)
             after = apply_patch(before, patch)
-        except ConflictError as conflict:
-            results.append(conflict)
+        except (ConflictError, InvalidValueError, BackendError) as error:
+            results.append(error)
             continue
         if after is not None and after is not before:
             written[patch.username] = after
-        results.append(Applied(copy_value(after), changed=after is not before))
+        document = copy_value(after) if patch.wants_document else None
+        results.append(Applied(document, changed=after is not before))
     return results, written
 
 
@@ -110,7 +112,8 @@ def _start(document: Document | None, patch: Patch) -> Document:
 
 
 def _check_size(document: Document) -> None:
-    size = len(dump(document))
+    # In MongoDB other programs may have put in what is no JSON.
+    size = len(orjson.dumps(document, default=str))
     if size > MAX_BYTES:
         raise InvalidValueError("profile", f"{size:,} bytes as JSON, more than the {MAX_BYTES:,} allowed")
 
@@ -231,6 +234,11 @@ def sort_key(value: Any) -> _SortKey:
 
 def _sort_key_at(parts: Sequence[str]) -> Callable[[Document], _SortKey]:
     return lambda document: sort_key(_value_at(document, parts))
+
+
+def value_at(document: Document, path: str) -> Any:
+    """Return the value at a dotted path through dicts; None where there is none."""
+    return _value_at(document, path.split("."))
 
 
 def _value_at(document: Document, parts: Sequence[str]) -> Any:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from multidb.errors import ConflictError
+    from multidb.errors import BackendError, ConflictError, InvalidValueError
     from multidb.profiles._records import Document, ProfileStats
 
 Operator: TypeAlias = Literal["eq", "in", "gt", "gte", "lt", "lte", "exists"]
@@ -38,14 +38,28 @@ class Patch:
     """Create the profile where there is none; otherwise nothing happens then."""
     expected_version: int | None = None
     """Conflict unless the stored version is this one; 0 stands for a profile that does not exist."""
+    wants_document: bool = True
+    """Whether the caller looks at the profile after it, which may cost more than the write."""
 
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What a patch did: *document* is the profile after it (None: there is none), *changed* whether it wrote."""
+    """
+    What a patch did: *document* is the profile after it (None: there is none), *changed* whether it wrote.
+
+    The document may be None, too, where the patch does not want one. What others write at the same time may be in
+    it already, but no later patch of its own batch.
+    """
 
     document: Document | None
     changed: bool
+
+
+Outcome: TypeAlias = "Applied | ConflictError | InvalidValueError | BackendError"
+"""
+What became of one patch. InvalidValueError: the profile would become larger than the backend can keep. BackendError:
+what failed is this patch's alone.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +97,8 @@ class ProfileBackend(Protocol):
     """
     Documents by username.
 
-    Gets arguments already checked. Raises only `multidb.errors.BackendError` and its children, and InvalidValueError
-    for a patch that makes a document larger than the backend can keep. Documents carry the four reserved fields.
+    Gets arguments already checked. Raises only `multidb.errors.BackendError` and its children. Documents carry the
+    four reserved fields; no two that a call returns share a dict or a list.
     """
 
     @property
@@ -100,11 +114,12 @@ class ProfileBackend(Protocol):
         """Release what `open()` took. Called once, before its engine closes."""
         ...
 
-    async def apply(self, patches: Sequence[Patch], /) -> Sequence[Applied | ConflictError]:
+    async def apply(self, patches: Sequence[Patch], /) -> Sequence[Outcome]:
         """
-        Apply *patches* in order; return what each did. A conflict leaves its profile alone and the other patches too.
+        Apply *patches*, those of one profile in order; return what became of each.
 
-        A write adds 1 to `version` and sets `updated_at`; a new profile has version 1.
+        One that is in conflict, or too large, leaves its profile alone and the other patches too. A write adds 1 to
+        `version` and sets `updated_at`; a new profile has version 1. Raises BackendError where it holds for all.
         """
         ...
 
@@ -129,4 +144,4 @@ class ProfileBackend(Protocol):
         ...
 
 
-__all__ = ["Applied", "Condition", "Operator", "Patch", "ProfileBackend", "ProfileQuery"]
+__all__ = ["Applied", "Condition", "Operator", "Outcome", "Patch", "ProfileBackend", "ProfileQuery"]

@@ -14,6 +14,8 @@ from multidb.errors import ConflictError, InvalidValueError
 from multidb.state.protocol import KEEP, Claim, Entry, Increment, Keep, Key, Merge, Push, StateBackend
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from multidb._core.values import UserId
     from multidb.resilience.route import Route
 
@@ -79,7 +81,7 @@ class StateStore:
 
     async def get_state(self, user_id: UserId, key: str, default: Any = None) -> Any:
         """Return the value of *key*, equal to what was stored and of the same type; *default* when there is none."""
-        return await self._get(_user_key(user_id, key), default)
+        return _loaded(await self._get(_user_key(user_id, key)), default)
 
     async def update_state(
         self,
@@ -137,7 +139,7 @@ class StateStore:
 
     async def get_global_state(self, key: str, default: Any = None) -> Any:
         """Return a global value; otherwise as `get_state()`."""
-        return await self._get(_global_key(key), default)
+        return _loaded(await self._get(_global_key(key)), default)
 
     async def update_global_state(
         self, key: str, changes: Mapping[str, Any] | BaseModel, *, expire_seconds: float | None | Keep = KEEP
@@ -254,13 +256,15 @@ class StateStore:
 
     # What users and the global scope share
 
-    async def _set(self, key: Key, value: object, expire_seconds: float | None) -> None:
-        entry = Entry(key, self._encode(value), _optional_seconds(expire_seconds))
-        await self._route.run(_of(_SET, key.user_id), lambda backend: backend.set([entry]))
+    def _set(self, key: Key, value: object, expire_seconds: float | None) -> Coroutine[Any, Any, None]:
+        # No coroutine of its own: each one between the caller and the driver costs as much as the JSON of a value.
+        encoded = values.encode(value, "value", max_bytes=self._max_bytes)
+        span = None if expire_seconds is None else values.seconds(expire_seconds, "expire_seconds")
+        entries = (Entry(key, encoded, span),)
+        return self._route.run(_of(_SET, key.user_id), lambda backend: backend.set(entries))
 
-    async def _get(self, key: Key, default: object) -> object:
-        (encoded,) = await self._route.run(_of(_GET, key.user_id), lambda backend: backend.get([key]))
-        return default if encoded is None else values.load(encoded)
+    def _get(self, key: Key) -> Coroutine[Any, Any, list[bytes | None]]:
+        return self._route.run(_of(_GET, key.user_id), lambda backend: backend.get((key,)))
 
     async def _update(
         self, key: Key, changes: Mapping[str, Any] | BaseModel, expire_seconds: float | None | Keep
@@ -287,7 +291,8 @@ class StateStore:
         self, key: Key, expected: object, value: object, expire_seconds: float | None | Keep
     ) -> bool:
         before = values.encode(expected, "expected", max_bytes=self._max_bytes)
-        after, expire = self._encode(value), _expire(expire_seconds)
+        after = values.encode(value, "value", max_bytes=self._max_bytes)
+        expire = _expire(expire_seconds)
         return await self._route.run(
             _of(_COMPARE_AND_SET, key.user_id),
             lambda backend: backend.compare_and_set(key, before, after, expire),
@@ -308,8 +313,10 @@ class StateStore:
     async def _clear(self, user_id: str | None) -> int:
         return await self._route.run(_of(_CLEAR, user_id), lambda backend: backend.clear(user_id))
 
-    def _encode(self, value: object) -> bytes:
-        return values.encode(value, "value", max_bytes=self._max_bytes)
+
+def _loaded(found: list[bytes | None], default: object) -> object:
+    (encoded,) = found
+    return default if encoded is None else values.load(encoded)
 
 
 def _of(operation: Operation, user_id: str | None) -> Operation:

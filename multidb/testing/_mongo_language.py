@@ -34,9 +34,9 @@ def matches(filter_: Mapping[str, Any], document: Mapping[str, Any]) -> bool:
 
 
 def _fulfils(key: str, wanted: Any, document: Mapping[str, Any]) -> bool:
-    if key in {"$and", "$or"}:
+    if key in {"$and", "$or", "$nor"}:
         among = all if key == "$and" else any
-        return among(matches(each, document) for each in wanted)
+        return among(matches(each, document) for each in wanted) is (key != "$nor")
     if key == "$expr":
         return bool(evaluate(wanted, document))
     if not isinstance(wanted, dict):

@@ -52,7 +52,7 @@ def redis_state_backend() -> StateBackend:
     from multidb.state.backends.redis import RedisStateBackend
     from multidb.testing.fakes_redis import fakeredis_client
 
-    engine = RedisEngine("redis://fake", client=fakeredis_client())
+    engine = RedisEngine("redis://fake", client=fakeredis_client(), timeout_seconds=10)
 
     class FakeRedisStateBackend(RedisStateBackend):
         """Opens and closes its engine itself, as no MultiDB knows of it."""

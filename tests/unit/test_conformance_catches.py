@@ -24,7 +24,7 @@ from multidb.logs._records import Sale
 from multidb.logs.backends.memory import MemoryLogBackend
 from multidb.logs.protocol import Appended, Query
 from multidb.profiles.backends.memory import MemoryProfileBackend
-from multidb.profiles.protocol import Condition
+from multidb.profiles.protocol import Applied, Condition
 from multidb.state.backends.memory import MemoryStateBackend
 from multidb.state.protocol import KEEP, Increment, Key
 from multidb.testing.clock import ManualClock
@@ -42,7 +42,7 @@ class StoresTwice(MemoryLogBackend):
     async def append(self, entries, /):
         results = list(await super().append(entries))
         again = [each for each, result in zip(entries, results, strict=True) if result is Appended.DUPLICATE]
-        await super().append([replace(e, record=e.record.model_copy(update={"id": uuid4()})) for e in again])
+        await super().append([e._replace(record=e.record.model_copy(update={"id": uuid4()})) for e in again])
         return results
 
 
@@ -75,7 +75,7 @@ class Milliseconds(MemoryLogBackend):
 
         return await super().append(
             [
-                replace(e, record=e.record.model_copy(update={"timestamp": cut(e.record.timestamp)}))
+                e._replace(record=e.record.model_copy(update={"timestamp": cut(e.record.timestamp)}))
                 for e in entries
             ]
         )
@@ -100,7 +100,7 @@ class ContextOfDoubles(MemoryLogBackend):
         def doubled(encoded):
             return dump(json.loads(encoded, parse_int=lambda digits: int(float(digits)) % 2**63))
 
-        return await super().append([replace(each, context=doubled(each.context)) for each in entries])
+        return await super().append([each._replace(context=doubled(each.context)) for each in entries])
 
 
 class SinceExclusive(MemoryLogBackend):
@@ -126,6 +126,39 @@ class PagesByTime(MemoryLogBackend):
     async def query(self, query, /):
         until = query.after[0] if query.after else query.until
         return await super().query(replace(query, after=None, until=until))
+
+
+class AnswersByUser(MemoryLogBackend):
+    """Gives queries of one user the same answer."""
+
+    async def query_all(self, queries, /):
+        answers = {}
+        for query in queries:
+            answers.setdefault(query.equal.get("user_id"), await self.query(query))
+        return [answers[query.equal.get("user_id")] for query in queries]
+
+
+class AnswersAsFound(MemoryLogBackend):
+    """Groups queries by what they ask for, and returns the answers in that order."""
+
+    async def query_all(self, queries, /):
+        return [await self.query(query) for query in sorted(queries, key=lambda query: sorted(query.equal))]
+
+
+class LargestLimit(MemoryLogBackend):
+    """Has one limit for all queries of a round trip."""
+
+    async def query_all(self, queries, /):
+        limit = max((query.limit for query in queries), default=0)
+        return [await self.query(replace(query, limit=limit)) for query in queries]
+
+
+class SharesAnswers(MemoryLogBackend):
+    """Asks once what is asked twice."""
+
+    async def query_all(self, queries, /):
+        answers = {repr(query): await self.query(query) for query in queries}
+        return [answers[repr(query)] for query in queries]
 
 
 class Like(MemoryLogBackend):
@@ -215,6 +248,10 @@ LOGS = [
     (TiesAnyhow, "test_equal_times_by_id"),
     (PagesByTime, "test_after"),
     (PagesByTime, "test_paging_while_others_append"),
+    (AnswersByUser, "test_query_all"),
+    (AnswersAsFound, "test_query_all"),
+    (LargestLimit, "test_query_all"),
+    (SharesAnswers, "test_query_all_owns_its_records"),
     (Like, "test_every_keyword_in_every_message"),
     (JoinedSearch, "test_not_across_the_fields"),
     (WeeksFromSunday, "test_week_starts_on_monday"),
@@ -465,6 +502,43 @@ class StopsAtConflicts(MemoryProfileBackend):
         return results
 
 
+class FailsTogether(MemoryProfileBackend):
+    """Makes one patch's error everybody's."""
+
+    async def apply(self, patches, /):
+        results = await super().apply(patches)
+        errors = [result for result in results if isinstance(result, Exception)]
+        return [errors[0]] * len(results) if errors else results
+
+
+class FirstsFirst(MemoryProfileBackend):
+    """Sorts a batch by what its patches do, as an unordered bulk write may."""
+
+    async def apply(self, patches, /):
+        order = sorted(range(len(patches)), key=lambda i: (bool(patches[i].remove), i))
+        results = dict(zip(order, await super().apply([patches[i] for i in order]), strict=True))
+        return [results[i] for i in range(len(patches))]
+
+
+class LastNumber(MemoryProfileBackend):
+    """Reads what it returns when all of a batch is written."""
+
+    async def apply(self, patches, /):
+        results = await super().apply(patches)
+        found = await self.get([patch.username for patch in patches])
+        return [
+            replace(result, document=found.get(patch.username)) if isinstance(result, Applied) else result
+            for patch, result in zip(patches, results, strict=True)
+        ]
+
+
+class InsertsWhatIsMissing(MemoryProfileBackend):
+    """Sends every patch as an upsert."""
+
+    async def apply(self, patches, /):
+        return await super().apply([replace(each, upsert=True) for each in patches])
+
+
 class AlwaysWrites(MemoryProfileBackend):
     """Counts a version for a remove that finds nothing."""
 
@@ -523,6 +597,11 @@ PROFILES = [
     (AnyVersion, "test_race_to_create"),
     (StopsAtConflicts, "test_conflict_is_its_own"),
     (StopsAtConflicts, "test_patches_in_order"),
+    (FailsTogether, "test_outcomes"),
+    (FailsTogether, "test_too_large_in_a_batch"),
+    (FirstsFirst, "test_order_in_a_batch"),
+    (LastNumber, "test_increments_in_a_batch"),
+    (InsertsWhatIsMissing, "test_many_that_are_not_there"),
     (AlwaysWrites, "test_nothing_to_remove"),
     (SharesDocuments, "test_copies"),
     (CaselessNames, "test_usernames_that_are_no_file_names"),

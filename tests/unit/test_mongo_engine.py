@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from bson import Decimal128, ObjectId
 from pymongo import MongoClient
 
 from multidb.engines._drivers import require
@@ -178,9 +179,10 @@ class TestOptions:
             assert {"w": "majority", "j": True} == {k: options.write_concern.document[k] for k in ("w", "j")}
             assert collection.write_concern.document == {"w": "majority", "j": True}
             assert collection.read_preference.name == "Primary"
+            in_threads = 2.45 if which == "motor" else 0
             assert (options.retry_writes, options.timeout, options.pool_options.max_pool_size) == (
                 True,
-                2.45,
+                in_threads,
                 7,
             )
             assert options.pool_options.appname == "multidb"
@@ -428,30 +430,151 @@ class TestServer:
                 assert result.document is not None
                 assert (result.document["username"], result.document["number"]) == ("other", number)
 
-    async def test_batch_fails_as_a_whole(self, server: MongoServer, uri: str) -> None:
-        """When one write of many fails, others may be done: the error is ambiguous, whatever it is."""
-        patches = [Patch(f"u{number}", NOW, set={"a": 1}, upsert=True) for number in range(50)]
-        async with opened(uri, pool_max=5) as (_, backend):
-            with failing(server, errorCode=14031), pytest.raises(OverloadedError) as caught:
-                await backend.apply(patches)
+    @pytest.mark.parametrize(
+        ("data", "kind", "ambiguous"),
+        [
+            ({"errorCode": 91}, BackendUnavailableError, True),
+            ({"errorCode": 14031}, OverloadedError, False),
+            ({"closeConnection": True}, BackendUnavailableError, True),
+            ({"writeConcernError": {"code": 64, "errmsg": "waiting"}}, BackendUnavailableError, True),
+        ],
+        ids=lambda value: str(value)[:50],
+    )
+    async def test_shared_command_fails(
+        self, server: MongoServer, uri: str, data: Any, kind: type[BackendError], ambiguous: bool
+    ) -> None:
+        """When the command of many fails, each has an error of its own; those that went another way have none."""
+        patches = [
+            Patch(f"u{n}", NOW, set={"a": n}, upsert=True, wants_document=n % 2 > 0) for n in range(20)
+        ]
+        patches += [Patch("n", NOW, increment={"n": 1}, upsert=True) for _ in range(2)]
+        async with opened(f"{uri}?serverMonitoringMode=poll") as (_, backend):
+            with failing(server, failCommands=["update"], **data):
+                outcomes = await backend.apply(patches)
+            errors = [each for each in outcomes if isinstance(each, BackendError)]
 
-            assert caught.value.ambiguous
-            assert len(await backend.get([patch.username for patch in patches])) < 50
+            assert [kind] * 20 + [Applied] * 2 == [*map(type, outcomes)]
+            assert [ambiguous] * 20 == [each.ambiguous for each in errors]
+            assert 20 == len(set(map(id, errors)))
+            assert await count(backend, "n") == 2
+            assert [Applied] * 22 == [*map(type, await backend.apply(patches))]
+
+    @pytest.mark.parametrize("which", DRIVERS)
+    async def test_lost_read(self, server: MongoServer, uri: str, which: Any) -> None:
+        """A read whose connection is lost is made again, be it of one profile or of several."""
+        async with opened(uri, driver=which) as (_, backend):
+            await backend.apply([Patch(name, NOW, upsert=True) for name in "ab"])
+            for names in (["a"], ["a", "b"]):
+                with failing(server, failCommands=["find"], closeConnection=True):
+                    assert list(await backend.get(names)) == names
+
+    async def test_only_the_look_fails(self, server: MongoServer, uri: str) -> None:
+        """What is written and cannot be read is an error for those who want to read, and it is ambiguous."""
+        patches = [Patch(f"u{n}", NOW, set={"a": n}, upsert=n < 6, wants_document=n < 3) for n in range(8)]
+        async with opened(uri) as (_, backend):
+            with failing(server, failCommands=["find"], errorCode=50):
+                outcomes = await backend.apply(patches)
+
+            assert [BackendTimeoutError] * 3 + [Applied] * 3 + [BackendTimeoutError] * 2 == [
+                *map(type, outcomes)
+            ]
+            assert [True] * 3 + [False] * 2 == [e.ambiguous for e in outcomes if isinstance(e, BackendError)]
+            assert 6 == len(await backend.get([patch.username for patch in patches]))
+            with failing(server, failCommands=["find"], errorCode=50):
+                counted = await backend.apply([Patch(f"u{n}", NOW, increment={"n": 1}) for n in range(4)])
+            assert [False] * 4 == [each.ambiguous for each in counted if isinstance(each, BackendError)]
+
+    async def test_one_of_many_fails(self, server: MongoServer, uri: str) -> None:
+        """What goes singly fails singly; what has not begun then is not tried, and not ambiguous."""
+        patches = [Patch(f"u{n // 2}", NOW, set={"a": 1}, upsert=True) for n in range(40)]
+        async with opened(uri, pool_max=2) as (_, backend):
+            with failing(server, errorCode=50):
+                outcomes = await backend.apply(patches)
+            errors = [each for each in outcomes if isinstance(each, BackendError)]
+            found = await backend.get([patch.username for patch in patches])
+
+            assert 0 < len(errors) < 40
+            assert len(outcomes) - len(errors) == sum(each["version"] for each in found.values())
+            assert 2 >= sum(each.ambiguous for each in errors)
 
     async def test_too_large_in_a_batch(self, uri: str) -> None:
         """A patch that is too large does not keep the others of its batch from being written."""
-        patches = [Patch(f"u{number}", NOW, set={"a": "x"}, upsert=True) for number in range(5)]
+        patches = [Patch(f"u{number}", NOW, set={"a": "x"}, upsert=True) for number in range(6)]
         patches[2].set["a"] = "ş" * 9_000_000  # type: ignore[index]
+        patches[4].set["a"] = "\ufdfa" * 300_000  # type: ignore[index]
         async with opened(uri, timeout_seconds=20) as (_, backend):
-            with pytest.raises(InvalidValueError, match="16 MiB"):
-                await backend.apply(patches)
+            outcomes = await backend.apply(patches)
 
+            assert isinstance(outcomes[2], InvalidValueError)
+            assert "16 MiB" in str(outcomes[2])
             assert sorted(await backend.get([patch.username for patch in patches])) == [
                 "u0",
                 "u1",
                 "u3",
                 "u4",
+                "u5",
             ]
+
+    async def test_nothing_is_inserted(self, uri: str) -> None:
+        """A batch for profiles that are not there, or in conflict, leaves no document behind."""
+        async with opened(uri) as (engine, backend):
+            await backend.apply([Patch("a", NOW, set={"x": 1}, upsert=True)])
+            patches = [Patch(f"u{n}", NOW, set={"a": n}, wants_document=False) for n in range(20)]
+            patches += [Patch("a", NOW, set={"x.y": 1}), Patch("b", NOW, remove=["x"], expected_version=3)]
+            patches += [Patch(f"i{n}", NOW, increment={"n": 1}) for n in range(5)]
+            await backend.apply(patches)
+
+            assert await engine.collection("multidb_profiles").distinct("_id") == ["a"]
+
+    async def test_foreign_values(self, uri: str) -> None:
+        """What other programs put in, which is no JSON, is in nobody's way, and comes back as it is."""
+        async with opened(uri) as (engine, backend):
+            foreign = {"id": ObjectId(), "raw": b"x", "price": Decimal128("1.5"), "n": 1}
+            await engine.collection("multidb_profiles").insert_many(
+                [{"_id": name, **foreign} for name in "abcd"]
+            )
+            prices = [Patch(name, NOW, increment={"price": 1}) for name in "aabcd"]
+            numbers = [Patch(name, NOW, increment={"n": 1}) for name in "aabcd"]
+            for path, patches in (("price", prices), ("n", numbers)):
+                outcomes = await backend.apply(patches)
+                documents = [each.document or {} for each in outcomes if isinstance(each, Applied)]
+
+                assert ["2.5", "3.5", "2.5", "2.5", "2.5"] == [
+                    str(each["price"]) for each in documents
+                ] or path == "n"
+                assert [2, 3, 2, 2, 2] == [each["n"] for each in documents] or path == "price"
+                assert {foreign["id"]} == {each["id"] for each in documents}
+            await backend.apply([Patch(name, NOW, set={"n": 5}) for name in "abcd"])
+            found = await backend.get(list("abcd"))
+
+            assert [(5, 5), (5, 3), (5, 3), (5, 3)] == [
+                (each["n"], each["version"]) for each in found.values()
+            ]
+
+    async def test_numbers_changed_by_hand(self, uri: str) -> None:
+        """Who writes without counting versions does not make increments return wrong numbers."""
+        names = [f"u{n}" for n in range(20)]
+        async with opened(uri) as (engine, backend):
+            await backend.apply([Patch(name, NOW, set={"n": 0}, upsert=True) for name in names])
+            collection = engine.collection("multidb_profiles")
+
+            async def by_hand() -> None:
+                for _ in range(10):
+                    await collection.update_many({}, {"$inc": {"n": 1000}})
+
+            async def by_us() -> list[int]:
+                outcomes = await backend.apply([Patch(name, NOW, increment={"n": 1}) for name in names])
+                return [
+                    each.document["n"] % 1000
+                    for each in outcomes
+                    if isinstance(each, Applied) and each.document
+                ]
+
+            results = await asyncio.gather(by_hand(), *(by_us() for _ in range(10)))
+            found = await backend.get(names)
+
+            assert [10_010] * 20 == [found[name]["n"] for name in names]
+            assert [list(range(1, 11))] * 20 == [sorted(each) for each in zip(*results[1:], strict=True)]
 
     async def test_other_unique_index(self, uri: str) -> None:
         """Where a unique index of somebody else is in the way, that is a conflict."""
@@ -673,3 +796,32 @@ def assert_soon(holds: Callable[[], bool], seconds: float = 10.0) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@needs_own_server
+async def test_lost_answer_to_many() -> None:
+    """On a replica set the driver asks again for the answer to a batch that was lost; nothing is done twice."""
+    with servers.MongoServer(replica_set=True, arguments=["--setParameter=enableTestCommands=1"]) as server:
+        async with opened(f"{server.url}&serverMonitoringMode=poll") as (_, backend):
+            patches = [
+                Patch(f"u{n}", NOW, set={"a": n}, upsert=True, wants_document=False) for n in range(20)
+            ]
+            await backend.apply(patches)
+            lost = {
+                "writeConcernError": {
+                    "code": 91,
+                    "errmsg": "stopping",
+                    "errorLabels": ["RetryableWriteError"],
+                }
+            }
+            for data in (
+                lost,
+                {"closeConnection": True},
+                {"errorCode": 10107, "errorLabels": ["RetryableWriteError"]},
+            ):
+                with failing(server, failCommands=["update"], **data):
+                    outcomes = await backend.apply(patches)
+
+                assert [Applied] * 20 == [*map(type, outcomes)], data
+            found = await backend.get([patch.username for patch in patches])
+            assert {4} == {each["version"] for each in found.values()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from disasters import disk_with_room_for, printed_until_killed
 
+from multidb._core import files as core_files
 from multidb._core.files import safe_name
 from multidb._core.locks import locked
 from multidb.errors import (
@@ -23,7 +25,6 @@ from multidb.errors import (
     BackendTimeoutError,
     BackendUnavailableError,
     ClosedError,
-    ConflictError,
     InvalidValueError,
     OverloadedError,
 )
@@ -172,8 +173,7 @@ class TestByHand:
             before = path.read_bytes()
             with pytest.raises(BackendError, match=r"broken\.json") as error:
                 await backend.get(["good", "broken"])
-            with pytest.raises(BackendError, match=r"broken\.json is not .*delete_profile"):
-                await backend.apply([change("broken", n=1)])
+            (alone,) = await backend.apply([change("broken", n=1)])
             written, refused = await backend.apply([change("good", n=1), change("broken", n=1)])
             with caplog.at_level(logging.WARNING, "multidb"):
                 for _ in range(3):
@@ -183,8 +183,11 @@ class TestByHand:
 
             assert not error.value.retryable
             assert isinstance(written, Applied)
-            assert isinstance(refused, ConflictError)
-            assert "broken.json" in str(refused)
+            for each in (alone, refused):
+                assert isinstance(each, BackendError)
+                assert not each.retryable
+                assert "broken.json is not " in str(each)
+                assert "delete_profile" in str(each)
             assert before == path.read_bytes()
             assert 1 == len(caplog.messages)
             assert "broken.json" in caplog.messages[0]
@@ -228,34 +231,64 @@ class TestByHand:
 
 class TestDisk:
     async def test_full(self, folder: Path) -> None:
-        """A write without room is refused; the old profile stays, and nothing is left behind."""
+        """A write without room is refused, and no other; the old profile stays, and nothing is left behind."""
         async with opened(folder) as backend:
             await backend.apply([change("ali", n=1)])
             with disk_with_room_for(500):
-                for patch in (change("ali", text="x" * 1000), change("new", text="x" * 1000)):
-                    with pytest.raises(OverloadedError) as error:
-                        await backend.apply([patch])
-                    assert not error.value.ambiguous
-                with pytest.raises(OverloadedError) as error:
-                    await backend.apply(
-                        [change("first", n=1), change("second", text="x" * 1000), change("third")]
-                    )
+                outcomes = await backend.apply(
+                    [
+                        change("first", n=1),
+                        change("ali", text="x" * 1000),
+                        change("new", text="x" * 1000),
+                        change("new", n=1),
+                        change("last"),
+                    ]
+                )
 
-            assert error.value.ambiguous
-            assert ["ali", "first"] == await names(backend)
-            assert [1, 1] == [document["version"] for document in await backend.find(EVERYONE)]
-        assert {".locks", "ali.json", "first.json"} == entries(folder)
+            assert [Applied, OverloadedError, OverloadedError, OverloadedError, Applied] == [
+                *map(type, outcomes)
+            ]
+            assert not any(each.ambiguous for each in outcomes if isinstance(each, BackendError))
+            assert outcomes[2] is not outcomes[3]
+            assert ["ali", "first", "last"] == await names(backend)
+            assert [1, 1, 1] == [document["version"] for document in await backend.find(EVERYONE)]
+        assert {".locks", "ali.json", "first.json", "last.json"} == entries(folder)
 
     async def test_too_large(self, folder: Path) -> None:
-        """Of a batch with a document too large for MongoDB nothing is written."""
+        """A document too large for MongoDB is not written; the rest of its batch is."""
         large = "x" * (8 * 1024 * 1024)
         async with opened(folder) as backend:
             await backend.apply([change("ali", a=large)])
-            with pytest.raises(InvalidValueError, match="profile"):
-                await backend.apply([change("veli"), change("ali", b=large), change("veli", n=1)])
+            outcomes = await backend.apply([change("veli"), change("ali", b=large), change("ali", n=1)])
 
-            assert ["ali"] == await names(backend)
-            assert 1 == (await backend.get(["ali"]))["ali"]["version"]
+            assert [Applied, InvalidValueError, Applied] == [*map(type, outcomes)]
+            assert ["ali", "veli"] == await names(backend)
+            document = (await backend.get(["ali"]))["ali"]
+            assert (2, 1, False) == (document["version"], document["n"], "b" in document)
+
+    async def test_many_files(self, folder: Path) -> None:
+        """A batch may be of more files than are open at once."""
+        async with opened(folder) as backend:
+            outcomes = await backend.apply([change(f"u{number}", n=number) for number in range(200)])
+            found = await backend.get([f"u{number}" for number in range(200)])
+
+            assert all(isinstance(each, Applied) for each in outcomes)
+            assert {f"u{number}": number for number in range(200)} == {
+                name: each["n"] for name, each in found.items()
+            }
+
+    async def test_names_are_not_synced(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where the last step fails, that is everybody's error, and what was written is not known."""
+        async with opened(folder) as backend:
+
+            def fails(_: object) -> None:
+                raise OSError(errno.EIO, "no")
+
+            monkeypatch.setattr(core_files, "sync_folder", fails)
+            with pytest.raises(BackendUnavailableError) as caught:
+                await backend.apply([change("ali"), change("veli")])
+
+            assert caught.value.ambiguous
 
     async def test_leftovers(self, folder: Path) -> None:
         """What writes left behind whose process died goes at the next start; what is young may be in use."""

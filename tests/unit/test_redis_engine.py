@@ -512,22 +512,27 @@ class TestErrors:
 
     @needs_valkey
     async def test_closed_while_waiting(self, own: ValkeyServer) -> None:
-        """Who waits for a turn when the engine is closed is told so."""
-        async with opened(own.url, pool_max=1) as engine:
+        """Who waits for an answer, or for a turn, when the engine is closed is told so."""
+        large = ("SET", "k", b"x" * 100_000)
+        async with opened(own.url, pool_max=1, queue_max_calls=1) as engine:
             own.command("CLIENT PAUSE 10000 WRITE")
-            calls = [asyncio.create_task(failure(engine.run(SET, writes=True))) for _ in range(2)]
+            calls = [
+                asyncio.create_task(failure(engine.run(command, writes=True)))
+                for command in (SET, SET, large, large)
+            ]
             await asyncio.sleep(0.1)
             await engine.close()
             errors = await asyncio.gather(*calls)
 
-        assert [BackendUnavailableError, ClosedError] == [type(error) for error in errors]
+        assert [ClosedError] * 4 == [type(error) for error in errors]
 
     @needs_valkey
     async def test_pool_in_use(self, own: ValkeyServer) -> None:
         """Waiting for a turn ends before the caller's own deadline, and says that nothing was sent."""
         async with opened(own.url, pool_max=2, timeout_seconds=0.4) as engine:
             own.pause()
-            calls = [asyncio.create_task(failure(engine.run(SET, writes=True))) for _ in range(5)]
+            large = [("SET", f"k{i}", b"x" * 100_000) for i in range(5)]
+            calls = [asyncio.create_task(failure(engine.run(each, writes=True))) for each in large]
             errors = await asyncio.gather(*calls)
             own.resume()
 
@@ -729,13 +734,18 @@ class TestSurvives:
         assert clients.count(b"name=multidb") == 1
 
     async def test_more_tasks_than_connections(self, shared: ValkeyServer) -> None:
+        """Small calls share one connection; those with large values have up to *pool_max* besides."""
         async with opened(shared.url, pool_max=3, timeout_seconds=5) as engine:
             await engine.run(("DEL", "n"), writes=True)
             counts = await asyncio.gather(*(engine.run(("INCR", "n"), writes=True) for _ in range(200)))
-            clients = await engine.run(("CLIENT", "LIST"), writes=False)
+            before = await engine.run(("CLIENT", "LIST"), writes=False)
+            large = [("SET", f"large{i}", b"x" * 100_000) for i in range(20)]
+            await asyncio.gather(*(engine.run(command, writes=True) for command in large))
+            after = await engine.run(("CLIENT", "LIST"), writes=False)
 
         assert set(range(1, 201)) == set(counts)
-        assert clients.count(b"name=multidb") == 3
+        assert before.count(b"name=multidb") == 1
+        assert after.count(b"name=multidb") == 4
 
     async def test_a_node_is_down(self, cluster: ValkeyCluster) -> None:
         """What belongs to the other nodes is done; what is raised says so, and only that one node's is missing."""
@@ -843,7 +853,7 @@ class TestLife:
         await engine.close()
         errors = await asyncio.gather(*calls)
 
-        assert [BackendUnavailableError] * 3 == [type(error) for error in errors]
+        assert [ClosedError] * 3 == [type(error) for error in errors]
 
     async def test_given_client(self, shared: ValkeyServer) -> None:
         """A client that was given is used, and left open."""

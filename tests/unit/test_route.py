@@ -424,3 +424,115 @@ async def test_logging_hook(caplog: pytest.LogCaptureFixture) -> None:
         ("WARNING", "logs.log_event on fake: ConflictError"),
     ] == lines
     assert "secret" not in caplog.text
+
+
+# Calls that share a flush
+
+
+async def flush(backend: Backend, items: list[Any]) -> list[Any]:
+    """Note the items; answer each with its double, what is an error with that error."""
+    backend.calls.append(",".join(str(item) for item in items))
+    await asyncio.sleep(0)
+    return [item if isinstance(item, Exception) else item * 2 for item in items]
+
+
+async def test_batched(deadline: float | None) -> None:
+    """Calls at once share a flush; where there is no deadline, that is, in process, each runs alone and at once."""
+    route = make(deadline_seconds=deadline)
+    batched = route.batched(flush)
+
+    assert [2, 4, 6] == await asyncio.gather(*(batched.run(READ, item) for item in (1, 2, 3)))
+    assert (["1", "2", "3"] if deadline is None else ["1,2,3"]) == route.backend.calls
+    await route.drain(1)
+
+
+async def test_batched_errors(deadline: float | None) -> None:
+    """An error of one item says where it happened, and is its caller's alone."""
+    route = make(deadline_seconds=deadline)
+    batched = route.batched(flush, writes=True)
+    good, bad, other = await asyncio.gather(
+        batched.run(WRITE, 1),
+        batched.run(WRITE, BackendUnavailableError("gone", ambiguous=True)),
+        batched.run(WRITE, ConflictError("taken")),
+        return_exceptions=True,
+    )
+    await route.drain(1)
+
+    assert 2 == good
+    assert isinstance(bad, BackendUnavailableError)
+    assert ("logs.log_event on fake: gone", True) == (str(bad), bad.ambiguous)
+    assert ("ConflictError", "taken") == (type(other).__name__, str(other))
+
+
+async def test_batched_timeout() -> None:
+    """Those that share a flush that hangs time out, each for itself, and each is told to the hooks."""
+    hook = Recorder()
+    route = make(hook)
+
+    async def hang(backend: Backend, _: list[int]) -> list[int]:
+        await backend.hang()
+        return []
+
+    batched = route.batched(hang, writes=True)
+    errors = await asyncio.gather(*(batched.run(WRITE, item) for item in range(3)), return_exceptions=True)
+    await route.drain(1)
+
+    assert {BackendTimeoutError} == {type(error) for error in errors}
+    assert all(isinstance(error, BackendError) and error.ambiguous for error in errors)
+    assert 3 == len({id(error) for error in errors})
+    assert [("log_event", "timeout", "BackendTimeoutError")] * 3 == hook.outcomes
+    assert ["started", "cancelled"] == route.backend.calls
+
+
+async def test_batched_hooks(deadline: float | None) -> None:
+    """A hook is told of each call, also of one that was cancelled."""
+    hook = Recorder()
+    route = make(hook, deadline_seconds=deadline)
+    batched = route.batched(flush)
+
+    async def call(item: object) -> object:
+        return await batched.run(READ, item)
+
+    tasks = [asyncio.create_task(call(item)) for item in (1, ConflictError("x"), 3)]
+    await asyncio.sleep(0)
+    tasks[2].cancel()
+    await asyncio.wait(tasks)
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await route.drain(1)
+
+    assert ["cancelled", "error", "ok"] == sorted(outcome for _, outcome, _ in hook.outcomes)
+
+
+async def test_batched_when_closed(deadline: float | None) -> None:
+    """A closed MultiDB sends nothing."""
+    lifecycle = opened()
+    route = make(deadline_seconds=deadline, lifecycle=lifecycle)
+    batched = route.batched(flush)
+    lifecycle.closed()
+    with pytest.raises(ClosedError):
+        await batched.run(READ, 1)
+    await route.drain(1)
+
+    assert [] == route.backend.calls
+
+
+async def test_drain_of_batched() -> None:
+    """Draining waits for what is under way, for all kinds of calls at once, and for no longer than it is given."""
+    route = make(deadline_seconds=5.0)
+
+    async def hang(backend: Backend, _: list[int]) -> list[int]:
+        await backend.hang()
+        return []
+
+    kinds = [route.batched(hang) for _ in range(3)]
+    calls = [asyncio.ensure_future(kind.run(READ, 1)) for kind in kinds]
+    calls.append(asyncio.ensure_future(route.batched(flush).run(READ, 1)))
+    await asyncio.sleep(0.01)
+    started = perf_counter()
+    await route.drain(0.1)
+    took = perf_counter() - started
+    results = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert 0.09 < took < 0.28
+    assert [BackendUnavailableError] * 3 + [int] == [type(result) for result in results]
+    assert {asyncio.current_task()} == asyncio.all_tasks()

@@ -400,8 +400,8 @@ class TestSharing:
         self, folder: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A process that does not give the lock back costs the others a timeout, not their event loop."""
-        monkeypatch.setattr(_shared, "LOCK_SECONDS", 0.05)
         async with opened(folder, clock) as backend:
+            monkeypatch.setattr(backend._shared, "_timeout", 0.05)
             await put(backend, "a", b"1")
             with locked(folder / "state.lock", 1):
                 with pytest.raises(BackendTimeoutError) as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from multidb.errors import ConfigurationError
-from multidb.logs.backends import migrations
+from multidb.logs.backends import _sql_search_index, migrations
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -31,21 +31,32 @@ _POSTGRES_LOCK: Final = (
 )
 
 
-async def create_or_upgrade(engine: SqlEngine) -> None:
+async def create_or_upgrade(engine: SqlEngine, *, search_index: bool) -> None:
     """
     Bring the schema to the latest revision, in one transaction and under a lock, if it is not there already.
 
-    Raises ConfigurationError for a schema that is newer than this library, for a missing privilege or
-    extension.
+    With *search_index* see to it that there is an index for searching; without, one that is there stays. Raises
+    ConfigurationError for a schema that is newer than this library, for a missing privilege or extension.
     """
-    if await _is_latest(engine.name, engine.fetch):
-        return
+    if not await _is_latest(engine.name, engine.fetch):
+        await _upgrade(engine, search_index=search_index)
+    if search_index and not await _sql_search_index.is_there(engine):
+        await _sql_search_index.build(engine)
+
+
+async def _upgrade(engine: SqlEngine, *, search_index: bool) -> None:
     async with engine.schema_change() as connection:
         if engine.name == "postgresql":  # In SQLite the transaction is the lock.
             for statement in _POSTGRES_LOCK:
                 await connection.exec_driver_sql(statement)
-        if not await _is_latest(engine.name, lambda sql: _fetch(connection, sql)):
-            await connection.run_sync(_upgrade)
+        if await _is_latest(engine.name, lambda sql: _fetch(connection, sql)):
+            return
+        is_new = not (await _fetch(connection, _IS_THERE[engine.name]))[0][0]
+        await connection.run_sync(_run_migrations)
+        if (
+            is_new and search_index
+        ):  # All or nothing: who may not install what it takes is left with no tables.
+            await connection.run_sync(_sql_search_index.create)
 
 
 async def _is_latest(database: str, fetch: Callable[[str], Awaitable[Sequence[Any]]]) -> bool:
@@ -65,7 +76,7 @@ async def _fetch(connection: AsyncConnection, sql: str) -> Sequence[Any]:
     return (await connection.exec_driver_sql(sql)).all()
 
 
-def _upgrade(connection: Connection) -> None:
+def _run_migrations(connection: Connection) -> None:
     # Importing Alembic takes longer than a start without it. Its usual environment is one for the whole
     # process, which two databases that open at once would mix up.
     from alembic.runtime.migration import MigrationContext

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 from sqlalchemy import BigInteger, and_, bindparam, func, literal_column, text, type_coerce
 from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
 
-from multidb.logs.backends._sql_rows import SQLITE
+from multidb.logs._records import Event
+from multidb.logs.backends._sql_rows import SQLITE, micros
+from multidb.logs.backends._sql_search_index import is_there
 from multidb.logs.backends._sql_statements import TOUCH
 from multidb.logs.backends._sql_tables import EVENTS, TABLES
 from multidb.logs.protocol import BUCKETS
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from sqlalchemy import ColumnElement, Table
 
     from multidb.engines.sql import SqlEngine
     from multidb.logs._records import Record
+    from multidb.logs.backends._sql_rows import Column
+    from multidb.logs.backends._sql_statements import Shape, Statements
     from multidb.logs.protocol import Bucket, SessionTouch
 
 _INDEXED: Final = "indexed"
@@ -53,6 +59,13 @@ def _newest(rows: Table) -> str:
     return f"SELECT id FROM {rows.name} ORDER BY seq DESC LIMIT ?"  # noqa: S608
 
 
+_NAMES: Final = ", ".join(column.name for column in EVENTS.columns)
+_STAGE: Final = f"CREATE TEMP TABLE IF NOT EXISTS multidb_incoming ({_NAMES})"
+_TO_STAGE: Final = f"INSERT INTO temp.multidb_incoming VALUES ({', '.join('?' for _ in EVENTS.columns)})"  # noqa: S608
+_FROM_STAGE: Final = (
+    f"INSERT INTO multidb_events ({_NAMES}) SELECT * FROM temp.multidb_incoming WHERE true "  # noqa: S608
+    "ON CONFLICT (id) DO NOTHING"
+)
 _INSERTS: Final = {kind: _insert(rows) for kind, rows in TABLES.items()}
 _NEWEST: Final = {kind: _newest(rows) for kind, rows in TABLES.items()}
 _TOUCH: Final = TOUCH.format(values="VALUES (?, ?, ?3, ?3, ?, NULL, ?)", later="max")
@@ -67,6 +80,11 @@ class SqliteFlavour:
     def __init__(self, engine: SqlEngine) -> None:
         """Work on *engine*."""
         self._engine = engine
+        self._is_indexed = True
+
+    async def look(self) -> None:
+        """See whether there is an index for searching."""
+        self._is_indexed = await is_there(self._engine)
 
     async def how(self, keyword: str, limit: int) -> str:
         """
@@ -74,11 +92,20 @@ class SqliteFlavour:
 
         What many records have is found sooner by looking through them from the newest on.
         """
-        if len(keyword) < _TRIGRAM:
+        if len(keyword) < _TRIGRAM or not self._is_indexed:
             return _SCANNED
         many = int(_MANY * limit**0.5)
         ((found,),) = await self._engine.fetch(_COUNT_CANDIDATES, [_trigrams(keyword), many])
         return _SCANNED if found == many else _INDEXED
+
+    async def select_all(
+        self, statements: Statements, asked: Sequence[tuple[Shape, Mapping[str, Any]]]
+    ) -> list[Sequence[Any]]:
+        """Return the rows for each of *asked*."""
+        written = [(statements.select(shape), arguments) for shape, arguments in asked]
+        return await self._engine.fetch_each(
+            [(statement.sql, statement.args(arguments)) for statement, arguments in written]
+        )
 
     def keyword_arguments(self, keyword: str) -> dict[str, Any]:
         """Return the arguments of `contains()`."""
@@ -106,25 +133,33 @@ class SqliteFlavour:
         origin, width = bindparam("origin", type_=BigInteger()), bindparam("width", type_=BigInteger())
         return micros - (micros - origin) % width
 
-    async def insert(self, kind: type[Record], rows: Sequence[Sequence[Any]]) -> set[Any]:
-        """Insert the rows whose ids are new; return the ids of these."""
+    async def insert(self, kind: type[Record], columns: Sequence[Column]) -> Sequence[UUID]:
+        """Insert the rows whose ids are new; return these ids."""
+        ids = columns[0]
+        rows = _rows(columns)
+        is_indexed = kind is Event and self._is_indexed
+        if len(rows) == 1:  # A statement is a transaction by itself.
+            return ids if await self._engine.execute(_INSERTS[kind], rows[0]) else []
 
-        def insert(db: sqlite3.Connection) -> set[Any]:
-            inserted = db.executemany(_INSERTS[kind], rows).rowcount
-            if inserted == len(rows):
-                return {row[0] for row in rows}
-            return {row[0] for row in db.execute(_NEWEST[kind], (inserted,))}
+        def insert(db: sqlite3.Connection) -> Sequence[UUID]:
+            inserted = (
+                _insert_staged(db, rows) if is_indexed else db.executemany(_INSERTS[kind], rows).rowcount
+            )
+            if inserted == len(ids):
+                return ids
+            return [UUID(bytes=row[0]) for row in db.execute(_NEWEST[kind], (inserted,))]
 
         return await self._engine.transaction(insert)
 
-    async def digests(self, kind: type[Record], ids: Sequence[Any]) -> dict[Any, bytes]:
+    async def digests(self, kind: type[Record], ids: Sequence[UUID]) -> dict[UUID, bytes]:
         """Return the digests of the records that are there."""
-        digests: dict[Any, bytes] = {}
+        digests: dict[UUID, bytes] = {}
         for start in range(0, len(ids), _MOST_ARGUMENTS):
-            some = ids[start : start + _MOST_ARGUMENTS]
+            some = {uuid.bytes: uuid for uuid in ids[start : start + _MOST_ARGUMENTS]}
             marks = ", ".join("?" * len(some))
             sql = f"SELECT id, digest FROM {TABLES[kind].name} WHERE id IN ({marks})"  # noqa: S608
-            digests.update(await self._engine.fetch(sql, some))
+            found = await self._engine.fetch(sql, list(some))
+            digests |= {some[octets]: digest for octets, digest in found}
         return digests
 
     async def touch(self, touches: Sequence[SessionTouch]) -> list[Sequence[Any]]:
@@ -135,6 +170,36 @@ class SqliteFlavour:
             return [db.execute(_TOUCH, each).fetchone() for each in arguments]
 
         return await self._engine.transaction(touch)
+
+
+def _insert_staged(db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> int:
+    """
+    Insert *rows* of events with one statement; return how many were new.
+
+    FTS5 writes to its index what it has got at the end of every statement: of 500 it takes a quarter of the time.
+    """
+    db.execute(_STAGE)
+    db.executemany(_TO_STAGE, rows)
+    inserted = db.execute(_FROM_STAGE).rowcount
+    db.execute("DELETE FROM temp.multidb_incoming")
+    return inserted
+
+
+def _rows(columns: Sequence[Column]) -> list[tuple[Any, ...]]:
+    ids, user_ids, moments, contexts, digests, *others = columns
+    # The amounts of sales.
+    others = [[*map(str, each)] if isinstance(each[0], Decimal) else each for each in others]
+    return list(
+        zip(
+            [uuid.bytes for uuid in ids],
+            user_ids,
+            micros(moments),
+            [context.decode() for context in contexts],
+            digests,
+            *others,
+            strict=True,
+        )
+    )
 
 
 def _trigrams(keyword: str) -> str:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
 from sqlalchemy import (
+    ARRAY,
     Integer,
     Text,
     bindparam,
     cast,
+    column,
     false,
     func,
     literal_column,
     null,
     or_,
     select,
+    true,
     tuple_,
     union_all,
 )
@@ -28,12 +31,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from pydantic import BaseModel
-    from sqlalchemy import BindParameter, ClauseElement, ColumnElement, Dialect, Table
+    from sqlalchemy import BindParameter, ClauseElement, ColumnElement, Dialect, Select, Table
     from sqlalchemy.types import TypeEngine
 
     from multidb.logs._records import Record
 
 DELETED_AT_ONCE: Final = 5000
+# Where a value comes from, by its name and type.
+Given: TypeAlias = "Callable[[str, TypeEngine[Any]], ColumnElement[Any]]"
 
 TOUCH: Final = """
 INSERT INTO multidb_sessions AS s
@@ -112,7 +117,15 @@ class Statements:
 
     def select(self, shape: Shape) -> Statement:
         """Return the records, newest first."""
-        return self._once(("select", shape), lambda: self._select(shape))
+        return self._once(("select", shape), lambda: self._select(shape, _given))
+
+    def select_each(self, shape: Shape) -> Statement:
+        """
+        Return the records of many queries, given as arrays of their arguments: for each the newest first.
+
+        The last column says of which query a record is, counted from 1.
+        """
+        return self._once(("select_each", shape), lambda: self._select_each(shape))
 
     def count(self, shape: Shape, by: str | None) -> Statement:
         """Return rows of a value of *by* and how many records have it; without *by* one row with a number."""
@@ -157,21 +170,37 @@ class Statements:
             )
         return statement
 
-    def _select(self, shape: Shape) -> ClauseElement:
+    def _select(self, shape: Shape, given: Given) -> Select[Any]:
         records = TABLES[shape.kind]
         return (
             select(*_columns(shape.kind, records))
-            .where(*self._conditions(shape))
+            .where(*self._conditions(shape, given))
             .order_by(records.c.timestamp.desc(), records.c.id.desc())
-            .limit(_given("limit", Integer()))
+            .limit(given("limit", Integer()))
         )
+
+    def _select_each(self, shape: Shape) -> ClauseElement:
+        kinds = _kinds(shape)
+        asked = (
+            func.unnest(*(_given(name, ARRAY(kind)) for name, kind in kinds.items()))
+            .table_valued(*(column(name, kind) for name, kind in kinds.items()), with_ordinality="number")
+            .render_derived(name="asked")
+        )
+        # Nothing but a nested loop can run this, which keeps what it finds for each in order.
+        found = self._select(shape, lambda name, kind: asked.c[name]).lateral("found")  # noqa: ARG005
+        return select(found, asked.c.number).select_from(asked.join(found, true()))
 
     def _count(self, shape: Shape, by: str | None) -> ClauseElement:
         records = TABLES[shape.kind]
         counted = func.count()
         if by is None:
             return select(counted).select_from(records).where(*self._conditions(shape))
-        return select(records.c[by], counted).where(*self._conditions(shape)).group_by(records.c[by])
+        field: ColumnElement[Any] = records.c[by]
+        if (
+            shape.since or shape.until
+        ):  # SQLite would rather look at all of an index than sort what it counts.
+            field = self._flavour.aside(field)
+        return select(field, counted).where(*self._conditions(shape)).group_by(field)
 
     def _histogram(self, shape: Shape) -> ClauseElement:
         bucket = self._flavour.bucket(TABLES[shape.kind].c.timestamp)
@@ -211,25 +240,36 @@ class Statements:
         )
         return records.delete().where(records.c.id.in_(some))
 
-    def _conditions(self, shape: Shape) -> Iterator[ColumnElement[bool]]:
+    def _conditions(self, shape: Shape, given: Given | None = None) -> Iterator[ColumnElement[bool]]:
+        given = given or _given
         columns = TABLES[shape.kind].c
         for name in shape.equal:
             # A user has fewer records than there are of a type, which SQLite cannot know.
-            column = (
+            has = (
                 columns[name]
                 if name == "user_id" or "user_id" not in shape.equal
                 else self._flavour.aside(columns[name])
             )
-            yield column == _given(name, Text())
+            yield has == given(name, Text())
         if shape.since:
-            yield columns.timestamp >= _given("since", Time)
+            yield columns.timestamp >= given("since", Time)
         if shape.until:
-            yield columns.timestamp < _given("until", Time)
+            yield columns.timestamp < given("until", Time)
         if shape.after:
-            after = tuple_(_given("after_time", Time), _given("after_id", Id))
+            after = tuple_(given("after_time", Time), given("after_id", Id))
             yield tuple_(columns.timestamp, columns.id) < after
         if shape.keyword:
             yield self._flavour.contains(shape.keyword)
+
+
+def _kinds(shape: Shape) -> dict[str, TypeEngine[Any]]:
+    """Return the arguments of a select."""
+    kinds: dict[str, TypeEngine[Any]] = {name: Text() for name in shape.equal}
+    times = {"since": shape.since, "until": shape.until, "after_time": shape.after}
+    kinds |= {name: Time for name, is_there in times.items() if is_there}
+    if shape.after:
+        kinds["after_id"] = Id
+    return {**kinds, "limit": Integer()}
 
 
 def _set_status(allowed: int) -> ClauseElement:

@@ -75,6 +75,10 @@ class MemoryLogBackend:
         found = await self._tables[query.kind].newest_first(query, query.limit)
         return [stored.copy() for stored in found]
 
+    async def query_all(self, queries: Sequence[Query[R]], /) -> Sequence[list[R]]:
+        """Return what `query()` returns for each of *queries*."""
+        return [await self.query(query) for query in queries]
+
     async def count(self, query: Query[R], by: str | None = None, /) -> dict[str, int]:
         """Count the matching records by the field *by*."""
         records = await self._matching(query)

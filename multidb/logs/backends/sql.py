@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final
+from itertools import chain, islice
+from operator import gt
+from typing import TYPE_CHECKING, Any
 
 from multidb._core.operation import ambiguous_after
 from multidb.errors import ConflictError
 from multidb.logs._records import Event, Message, MessageStats, Sale, Session
 from multidb.logs.backends._sql_postgres import PostgresFlavour
-from multidb.logs.backends._sql_rows import portions, reader, row_of
+from multidb.logs.backends._sql_rows import columns_of, portions, reader
 from multidb.logs.backends._sql_schema import create_or_upgrade
 from multidb.logs.backends._sql_sqlite import SqliteFlavour
 from multidb.logs.backends._sql_statements import DELETED_AT_ONCE, Shape, Statement, Statements
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from multidb.engines.sql import SqlEngine
-    from multidb.logs._records import SaleStatus
+    from multidb.logs._records import Record, SaleStatus
     from multidb.logs.protocol import Bucket, Entry, Query, SessionTouch
 
 
@@ -30,16 +31,22 @@ class SqlLogBackend:
     Logs in four tables: `multidb_events`, `multidb_sales`, `multidb_messages` and `multidb_sessions`.
 
     What is acknowledged is committed. A batch of entries is one statement, in SQLite one transaction; a query
-    is one statement, and a search one that uses an index of trigrams.
+    is one statement, and a search one that uses an index of trigrams, if there is one.
     """
 
-    def __init__(self, engine: SqlEngine) -> None:
-        """Keep the logs in the database of *engine*."""
+    def __init__(self, engine: SqlEngine, *, search_index: bool = True) -> None:
+        """
+        Keep the logs in the database of *engine*.
+
+        *search_index* sees to it that there is one. Without it a search looks through all events, and appending is
+        faster; an index that is there stays, and is used.
+        """
         self._engine = engine
+        self._search_index = search_index
         self._flavour = _flavour(engine)
         self._values = self._flavour.values
         self._statements = Statements(self._flavour)
-        self._readers: dict[Any, Callable[[Sequence[Any]], Any]] = {
+        self._readers: dict[Any, Callable[[Sequence[Any]], list[Any]]] = {
             model: reader(model, self._values) for model in (Event, Sale, Message, Session)
         }
 
@@ -50,7 +57,8 @@ class SqlLogBackend:
 
     async def open(self) -> None:
         """Create or upgrade the tables. Raises ConfigurationError for tables of a newer multidb."""
-        await create_or_upgrade(self._engine)
+        await create_or_upgrade(self._engine, search_index=self._search_index)
+        await self._flavour.look()
 
     async def close(self) -> None:
         """There is nothing to close: the connections are the engine's."""
@@ -60,34 +68,31 @@ class SqlLogBackend:
         if not entries:
             return []
         kind = type(entries[0].record)
-        first: dict[Any, Entry[R]] = {}
-        for entry in entries:
-            first.setdefault(self._values.id(entry.record.id), entry)
-        rows = [row_of(entry, self._values) for entry in first.values()]
-        rows.sort(key=_ID)  # Two that insert the same ids in the same order cannot deadlock.
-        stored: set[Any] = set()
-        for some in portions(rows):
+        stored: list[UUID] = []
+        for some in portions(kind, _by_id(entries)):
             with ambiguous_after(stored):
-                stored |= await self._flavour.insert(kind, some)
+                stored += await self._flavour.insert(kind, columns_of(kind, some))
         if len(stored) == len(entries):
             return [Appended.STORED] * len(entries)
-        with ambiguous_after(stored):
-            known = await self._flavour.digests(kind, [row[0] for row in rows if row[0] not in stored])
-        return self._outcomes(entries, stored, known | {key: first[key].digest for key in stored})
+        return await self._outcomes(kind, entries, set(stored))
 
-    def _outcomes(
-        self, entries: Sequence[Entry[R]], stored: set[Any], digests: dict[Any, bytes]
+    async def _outcomes(
+        self, kind: type[Record], entries: Sequence[Entry[R]], stored: set[UUID]
     ) -> list[Appended]:
-        """Return what became of *entries*: *stored* are the new ids, *digests* what every id stands for."""
-        fresh = set(stored)
+        """Return what became of *entries*: *stored* are the new ids."""
+        digests: dict[UUID, bytes] = {}
+        for entry in entries:
+            digests.setdefault(entry.record.id, entry.digest)
+        with ambiguous_after(stored):
+            digests |= await self._flavour.digests(kind, [each for each in digests if each not in stored])
         outcomes = []
         for entry in entries:
-            key = self._values.id(entry.record.id)
-            if key in fresh:
-                fresh.remove(key)
+            record_id = entry.record.id
+            if record_id in stored:
+                stored.remove(record_id)
                 outcomes.append(Appended.STORED)
             # One that is not there was there a moment ago, and has been deleted since.
-            elif digests.get(key, entry.digest) == entry.digest:
+            elif digests[record_id] == entry.digest:
                 outcomes.append(Appended.DUPLICATE)
             else:
                 outcomes.append(Appended.CONFLICT)
@@ -97,8 +102,16 @@ class SqlLogBackend:
         """Return the first `query.limit` matching records, newest first."""
         statement = self._statements.select(await self._shape(query))
         rows = await self._fetch(statement, self._arguments(query), prepared=query.keyword is None)
-        read = self._readers[query.kind]
-        return [read(row) for row in rows]
+        return self._readers[query.kind](rows)
+
+    async def query_all(self, queries: Sequence[Query[R]], /) -> Sequence[list[R]]:
+        """Return what `query()` returns for each of *queries*: in SQLite in one hop, else a statement a shape."""
+        if len(queries) <= 1:
+            return [await self.query(query) for query in queries]
+        asked = [(_shape(query), self._arguments(query)) for query in queries]
+        found = await self._flavour.select_all(self._statements, asked)
+        records = iter(self._readers[queries[0].kind]([*chain.from_iterable(found)]))
+        return [[*islice(records, len(rows))] for rows in found]
 
     async def count(self, query: Query[R], by: str | None = None, /) -> dict[str, int]:
         """Count the matching records by the field *by*; those without one count under the key ""."""
@@ -137,11 +150,11 @@ class SqlLogBackend:
             change = self._statements.set_status(len(allowed_from))
             rows = await self._fetch(change, arguments, writes=True)
             if rows:
-                return self._sale(rows[0])
+                return self._sale(rows)
             rows = await self._fetch(self._statements.sale(), arguments)
             if not rows:
                 return None
-            sale = self._sale(rows[0])
+            sale = self._sale(rows)
             if sale.status == status:
                 return sale
             if sale.status not in allowed_from:
@@ -167,15 +180,13 @@ class SqlLogBackend:
 
     async def touch_sessions(self, touches: Sequence[SessionTouch], /) -> list[Session]:
         """Start or continue sessions; return each as it is after its touch."""
-        read = self._readers[Session]
-        return [read(row) for row in await self._flavour.touch(touches)] if touches else []
+        return self._readers[Session](await self._flavour.touch(touches)) if touches else []
 
     async def active_sessions(self, user_id: str | None, now: datetime, limit: int, /) -> list[Session]:
         """Return the sessions active at *now*, the last seen first."""
         statement = self._statements.active_sessions(of_user=user_id is not None)
         arguments = {"user_id": user_id, "now": self._values.time(now), "limit": limit}
-        read = self._readers[Session]
-        return [read(row) for row in await self._fetch(statement, arguments, prepared=True)]
+        return self._readers[Session](await self._fetch(statement, arguments, prepared=True))
 
     async def end_session(self, user_id: str, session_id: str, now: datetime, /) -> bool:
         """End a session that is active at *now*; return whether there was one."""
@@ -184,14 +195,8 @@ class SqlLogBackend:
         return await self._engine.execute(statement.sql, statement.args(arguments)) == 1
 
     async def _shape(self, query: Query[Any], *, after: bool = True) -> Shape:
-        return Shape(
-            kind=query.kind,
-            equal=tuple(sorted(query.equal)),
-            since=query.since is not None,
-            until=query.until is not None,
-            after=after and query.after is not None,
-            keyword="" if query.keyword is None else await self._flavour.how(query.keyword, query.limit),
-        )
+        how = "" if query.keyword is None else await self._flavour.how(query.keyword, query.limit)
+        return _shape(query, after=after, how=how)
 
     def _arguments(self, query: Query[Any]) -> dict[str, Any]:
         time = self._values.time
@@ -215,12 +220,30 @@ class SqlLogBackend:
             statement.sql, statement.args(arguments), writes=writes, prepared=prepared
         )
 
-    def _sale(self, row: Sequence[Any]) -> Sale:
-        sale: Sale = self._readers[Sale](row)
+    def _sale(self, rows: Sequence[Any]) -> Sale:
+        sale: Sale
+        (sale,) = self._readers[Sale](rows)
         return sale
 
 
-_ID: Final = itemgetter(0)
+def _shape(query: Query[Any], *, after: bool = True, how: str = "") -> Shape:
+    return Shape(
+        kind=query.kind,
+        equal=tuple(sorted(query.equal)),
+        since=query.since is not None,
+        until=query.until is not None,
+        after=after and query.after is not None,
+        keyword=how,
+    )
+
+
+def _by_id(entries: Sequence[Entry[R]]) -> Sequence[Entry[R]]:
+    """Return *entries* by their ids: two that insert the same ids in the same order cannot deadlock."""
+    ids = [entry.record.id.int for entry in entries]
+    # What IdFactory has just made is in order already.
+    if any(map(gt, ids, islice(ids, 1, None))):
+        return sorted(entries, key=lambda entry: entry.record.id.int)
+    return entries
 
 
 def _flavour(engine: SqlEngine) -> PostgresFlavour | SqliteFlavour:

@@ -11,7 +11,7 @@ from multidb._core.text import fold
 from multidb._core.values import MAX_INT, MIN_INT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection
 
     from multidb.profiles._records import Document
     from multidb.profiles.protocol import Patch
@@ -53,25 +53,32 @@ def stored_path(path: str) -> str:
     """
     if path == "username":
         return "_id"
+    if not path.startswith(OWN):
+        return path
     name, dot, rest = path.partition(".")
     return f"{_stored_name(name)}{dot}{rest}"
 
 
 def _stored_name(name: str) -> str:
-    return f"{name}_" if name.startswith(OWN) and name.rstrip("_") == OWN else name
+    return f"{name}_" if name.rstrip("_") == OWN else name
 
 
 def to_document(stored: dict[str, Any]) -> Document:
     """Return the profile that *stored* holds, which is used up."""
     stored.pop(OWN, None)
+    if OWN in "".join(stored):
+        _restore_names(stored)
+    stored["username"] = stored.pop("_id")
+    stored["created_at"] = _EPOCH + timedelta(microseconds=stored.get("created_at", 0))
+    stored["updated_at"] = _EPOCH + timedelta(microseconds=stored.get("updated_at", 0))
+    stored.setdefault("version", 0)
+    return stored
+
+
+def _restore_names(stored: dict[str, Any]) -> None:
     escaped = [name for name in stored if name.startswith(OWN) and name.rstrip("_") == OWN]
     for name in sorted(escaped, key=len):
         stored[name.removesuffix("_")] = stored.pop(name)
-    stored["username"] = stored.pop("_id")
-    for name in ("created_at", "updated_at"):
-        stored[name] = _EPOCH + timedelta(microseconds=stored.get(name, 0))
-    stored.setdefault("version", 0)
-    return stored
 
 
 def filter_for(patch: Patch) -> dict[str, Any]:
@@ -83,20 +90,35 @@ def filter_for(patch: Patch) -> dict[str, Any]:
     if patch.replace:
         return conditions
     for path in (*patch.set, *patch.increment, *patch.remove):
-        for outer in _outer_paths(stored_path(path)):
-            conditions[outer] = {"$not": {"$type": _NO_DOCUMENT}}
-    clauses = []
+        if "." in path:
+            for outer in _outer_paths(stored_path(path)):
+                conditions[outer] = {"$not": {"$type": _NO_DOCUMENT}}
+    clauses: list[dict[str, Any]] = []
     for path, amount in patch.increment.items():
         conditions[stored_path(path)] = {"$not": {"$type": _NO_NUMBER}}
         clauses += _within_range(stored_path(path), amount)
     if only_removes(patch):
         clauses.append({"$or": [{stored_path(path): {"$exists": True}} for path in patch.remove]})
-    return conditions | ({"$and": clauses} if clauses else {})
+    if clauses:
+        conditions["$and"] = clauses
+    return conditions
 
 
 def only_removes(patch: Patch) -> bool:
     """Return whether *patch* writes nothing where there is nothing to remove."""
     return bool(patch.remove) and not (patch.set or patch.increment or patch.replace)
+
+
+def may_insert(patch: Patch) -> bool:
+    """Return whether *patch* creates the profile where there is none."""
+    return patch.upsert and not patch.expected_version
+
+
+def may_conflict(patch: Patch) -> bool:
+    """Return whether a profile can be in conflict with *patch*."""
+    if patch.expected_version is not None or patch.increment:
+        return True
+    return not patch.replace and any("." in path for path in (*patch.set, *patch.remove))
 
 
 def _outer_paths(path: str) -> list[str]:
@@ -125,10 +147,11 @@ def _room_beside(amount: float) -> float:
 
 def update_for(patch: Patch) -> dict[str, Any] | list[dict[str, Any]]:
     """Return the update for *patch*: operators, or for a replacement, which drops fields, a pipeline."""
-    return _replacement(patch) if patch.replace else _operators(patch)
+    return _replacement(patch) if patch.replace else operators_for(patch)
 
 
-def _operators(patch: Patch) -> dict[str, Any]:
+def operators_for(patch: Patch) -> dict[str, Any]:
+    """Return the update for *patch*, which is no replacement."""
     at = microseconds(patch.at)
     sets: dict[str, Any] = {"updated_at": at}
     unsets: dict[str, Any] = {}
@@ -139,12 +162,13 @@ def _operators(patch: Patch) -> dict[str, Any]:
                 sets[f"{FOLDED}.{path}"] = fold(value)
             else:
                 unsets[f"{FOLDED}.{path}"] = ""
-    for path in _outermost(patch.remove):
+    for path in outermost(patch.remove):
         unsets[stored_path(path)] = ""
         if "." not in path:
             unsets[f"{FOLDED}.{path}"] = ""
     increments = {stored_path(path): _unsigned_zero(amount) for path, amount in patch.increment.items()}
-    update: dict[str, Any] = {"$set": sets, "$inc": increments | {"version": 1}}
+    increments["version"] = 1
+    update: dict[str, Any] = {"$set": sets, "$inc": increments}
     if unsets:
         update["$unset"] = unsets
     if patch.upsert:
@@ -152,7 +176,7 @@ def _operators(patch: Patch) -> dict[str, Any]:
     return update
 
 
-def _outermost(paths: Sequence[str]) -> list[str]:
+def outermost(paths: Collection[str]) -> list[str]:
     """Return those of *paths* that lead through no other: MongoDB refuses to remove both."""
     return [path for path in paths if not any(path.startswith(f"{other}.") for other in paths)]
 

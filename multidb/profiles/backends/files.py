@@ -17,20 +17,20 @@ from zlib import crc32
 import orjson
 
 from multidb._core import values
-from multidb._core.files import make_folders, safe_name, sync_folder, translating, write_atomic
+from multidb._core.files import make_folders, safe_name, sync_folder, translating, write_all_atomic
 from multidb._core.locks import locked
-from multidb._core.operation import ambiguous_after
-from multidb.errors import BackendError, ClosedError, ConflictError, InvalidArgumentError
+from multidb._core.operation import ambiguous_after, own_copy
+from multidb.errors import BackendError, ClosedError, InvalidArgumentError
 from multidb.profiles._records import RESERVED
 from multidb.profiles.documents import MAX_BYTES, apply_patches, contains, copies, copy_value, count, select
 from multidb.profiles.protocol import ProfileQuery
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from multidb.profiles._records import Document, ProfileStats
-    from multidb.profiles.protocol import Applied, Patch
+    from multidb.profiles.protocol import Outcome, Patch
 
 R = TypeVar("R")
 
@@ -55,10 +55,7 @@ class FileProfileBackend:
     Several processes may use the folder at once: a write locks a stripe of profiles in `.locks/`, a read
     needs no lock and always looks at the disk. Files may be edited, added and deleted by hand at any time;
     what is missing of the reserved fields is filled in. A file that is no profile is an error that names it
-    where it is asked for or written to, in a batch of writes a conflict, and left out of all the rest, with a
-    warning.
-
-    A patch that makes a document too large raises InvalidValueError; nothing of its batch is written then.
+    where it is asked for or written to, and left out of all the rest, with a warning.
     """
 
     name: Final = "files"
@@ -89,8 +86,8 @@ class FileProfileBackend:
             if executor is not None:
                 await asyncio.to_thread(executor.shutdown)
 
-    async def apply(self, patches: Sequence[Patch], /) -> Sequence[Applied | ConflictError]:
-        """Apply *patches* in order; return what each did."""
+    async def apply(self, patches: Sequence[Patch], /) -> Sequence[Outcome]:
+        """Apply *patches* in order; return what became of each."""
         return await self._run(self._writer, lambda: self._apply(patches))
 
     async def get(self, usernames: Sequence[str], /) -> dict[str, Document]:
@@ -121,25 +118,23 @@ class FileProfileBackend:
         with translating():
             return await asyncio.get_running_loop().run_in_executor(executor, work)
 
-    def _apply(self, patches: Sequence[Patch]) -> list[Applied | ConflictError]:
+    def _apply(self, patches: Sequence[Patch]) -> list[Outcome]:
         with self._stripes.locked(patch.username for patch in patches):
-            results, written = apply_patches(self._read_to_write, patches)
-            done = False
-            for username, document in written.items():
-                with ambiguous_after(done), translating():
-                    self._files.write(username, document)
-                done = True
-        match results:
-            case [ConflictError(__cause__=_NoProfileError() as broken)]:
-                raise _broken(broken) from broken
-        return results
+            outcomes, written = apply_patches(self._read_to_write, patches)
+            failed = self._files.write_all(written) if written else {}
+        if failed:
+            outcomes = [
+                own_copy(failed[patch.username]) if patch.username in failed else outcome
+                for patch, outcome in zip(patches, outcomes, strict=True)
+            ]
+        return outcomes
 
     def _read_to_write(self, username: str) -> Document | None:
         try:
-            return self._files.read(username)
+            with translating():
+                return self._files.read(username)
         except _NoProfileError as exc:
-            # In a batch a conflict, not an error: it is this profile's alone, the rest of the batch goes on.
-            raise ConflictError(str(exc)) from exc
+            raise _broken(exc) from exc
 
     def _get(self, usernames: Sequence[str]) -> dict[str, Document]:
         found = {}
@@ -235,9 +230,13 @@ class _Files:
             if document is not None:
                 yield document
 
-    def write(self, username: str, document: Document) -> None:
-        """Replace or create a file."""
-        write_atomic(self._folder / _file_name(username), _encode(document))
+    def write_all(self, documents: Mapping[str, Document]) -> dict[str, BackendError]:
+        """Replace or create files; return what failed, by username."""
+        names = {_file_name(username): username for username in documents}
+        contents = {name: _encode(documents[username]) for name, username in names.items()}
+        with ambiguous_after(contents), translating():
+            failed = write_all_atomic(self._folder, contents)
+        return {names[name]: _translated(exc) for name, exc in failed.items()}
 
     def unlink(self, username: str) -> bool:
         """Delete a file, whatever is in it; return whether it was there."""
@@ -302,6 +301,14 @@ class _Files:
         if seen not in self._warned:
             self._warned.add(seen)
             _log.warning("left out of the profiles: %s", exc)
+
+
+def _translated(exc: OSError) -> BackendError:
+    try:
+        with translating():
+            raise exc
+    except BackendError as error:
+        return error
 
 
 def _file_name(username: str) -> str:

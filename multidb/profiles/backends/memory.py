@@ -10,17 +10,12 @@ from multidb.profiles.protocol import ProfileQuery
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from multidb.errors import ConflictError
     from multidb.profiles._records import Document, ProfileStats
-    from multidb.profiles.protocol import Applied, Patch
+    from multidb.profiles.protocol import Outcome, Patch
 
 
 class MemoryProfileBackend:
-    """
-    Profiles in a dict by username. Every call is one step without an await, so it is atomic.
-
-    A patch that makes a document too large raises InvalidValueError; nothing of its batch is written then.
-    """
+    """Profiles in a dict by username. Every call is one step without an await, so it is atomic."""
 
     name: Final = "memory"
 
@@ -35,8 +30,8 @@ class MemoryProfileBackend:
     async def close(self) -> None:
         """Do nothing: the profiles stay until this object goes."""
 
-    async def apply(self, patches: Sequence[Patch], /) -> Sequence[Applied | ConflictError]:
-        """Apply *patches* in order; return what each did."""
+    async def apply(self, patches: Sequence[Patch], /) -> Sequence[Outcome]:
+        """Apply *patches* in order; return what became of each."""
         results, written = apply_patches(self._documents.get, patches)
         self._documents |= written
         return results

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from itertools import islice
-from time import monotonic
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from multidb._core.files import translating
 from multidb._core.locks import held_elsewhere, pauses
 from multidb.errors import BackendError, BackendTimeoutError, BackendUnavailableError, ClosedError
-from multidb.state.backends._journal import LOCK_SECONDS, Successor, load_journal, sync
+from multidb.state.backends._journal import Successor, load_journal, sync
 from multidb.state.backends._records import Recorder, line, records_of
 from multidb.state.backends._tables import PRUNED_AT_ONCE, microseconds
 
@@ -39,13 +38,16 @@ class SharedTables:
     second later.
     """
 
-    def __init__(self, folder: Path, clock: Clock) -> None:
-        """Choose the folder; nothing happens before `open()`."""
+    def __init__(self, folder: Path, clock: Clock, timeout_seconds: float) -> None:
+        """Choose the folder; nothing happens before `open()`. A call waits up to *timeout_seconds* for its turn."""
         self._folder = folder
         self._clock = clock
+        self._timeout = timeout_seconds
         self._journal: Journal | None = None
         self._tables: Tables
         self._turns: asyncio.Lock
+        self._in_turn = 0
+        """How many calls wait for the lock, or have just got it."""
         self._timer: asyncio.TimerHandle | None = None
         self._upkeep: asyncio.Task[None] | None = None
         self._unsynced = False
@@ -78,7 +80,7 @@ class SharedTables:
 
     async def read(self, look: Callable[[Tables, int], R]) -> R:
         """Return what *look* sees."""
-        with translating():
+        try:
             if self._opened().is_current():
                 return look(self._tables, microseconds(self._clock))
             journal = await self._enter()
@@ -86,27 +88,36 @@ class SharedTables:
                 return look(self._tables, microseconds(self._clock))
             finally:
                 journal.unlock()
+        except OSError:
+            with translating():  # Entered on failure only: it costs as much as the rest of a read.
+                raise
 
     async def write(self, step: Callable[[Recorder, int], R]) -> R:
         """Return what *step* returns, with its changes in the journal. When that fails, they are undone."""
         if self._sync_error is not None:
             msg = "the journal could not be made durable; that is being tried again"
             raise BackendUnavailableError(msg) from self._sync_error
-        with translating():
-            journal = await self._enter()
-            recorder = Recorder(self._tables)
-            try:
-                now = microseconds(self._clock)
-                self._tables.prune(now, PRUNED_AT_ONCE)
-                result = step(recorder, now)
-                if recorder.records:
-                    journal.append(recorder.records)
-                    self._sync_soon()
-            except BaseException:
-                recorder.undo()
+        try:
+            return self._recorded(await self._enter(), step)
+        except OSError:
+            with translating():
                 raise
-            finally:
-                journal.unlock()
+
+    def _recorded(self, journal: Journal, step: Callable[[Recorder, int], R]) -> R:
+        """Under the lock, which is given back: run *step*, and append what it changed."""
+        recorder = Recorder(self._tables)
+        try:
+            now = microseconds(self._clock)
+            self._tables.prune(now, PRUNED_AT_ONCE)
+            result = step(recorder, now)
+            if recorder.records:
+                journal.append(recorder.records)
+                self._sync_soon()
+        except BaseException:
+            recorder.undo()
+            raise
+        finally:
+            journal.unlock()
         return result
 
     def _opened(self) -> Journal:
@@ -118,15 +129,21 @@ class SharedTables:
     async def _enter(self) -> Journal:
         """Take the lock and read what is new. The caller must await nothing before it gives the lock back."""
         journal = self._opened()
-        if not self._turns.locked() and journal.try_lock():
+        if not self._in_turn and journal.try_lock():
             if self._catch_up(journal):
                 return journal
             journal.unlock()
-        return await self._enter_in_turn()
+        self._in_turn += 1
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._enter_in_turn()
+        except TimeoutError:
+            raise held_elsewhere(self._opened().lock_path) from None
+        finally:
+            self._in_turn -= 1
 
     async def _enter_in_turn(self) -> Journal:
         """As `_enter()`, where that takes time: who comes later waits behind."""
-        give_up = monotonic() + LOCK_SECONDS
         async with self._turns:
             for pause in pauses():
                 journal = self._opened()
@@ -135,8 +152,6 @@ class SharedTables:
                         return journal
                     journal.unlock()
                     await self._load()
-                elif monotonic() > give_up:
-                    raise held_elsewhere(journal.lock_path)
                 else:
                     await asyncio.sleep(pause)
         raise AssertionError  # pragma: no cover -- the pauses do not end

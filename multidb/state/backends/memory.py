@@ -8,6 +8,7 @@ from orjson import Fragment
 
 from multidb._core.values import MAX_INT, MIN_INT, dump, load
 from multidb.errors import ConflictError
+from multidb.state.backends._journal import LOCK_SECONDS
 from multidb.state.backends._shared import SharedTables
 from multidb.state.backends._tables import (
     COOLDOWN,
@@ -50,14 +51,17 @@ class MemoryStateBackend:
     `appendfsync everysec` an acknowledged write survives the process, however that ends, and a power cut may
     take those of the last second or two. Several processes may use the folder at once: writes take turns by a
     lock, and every call first reads what others wrote. A write that the disk has no room for is an
-    OverloadedError, and changes nothing.
+    OverloadedError, and changes nothing. Who waits longer than *timeout_seconds* for other processes gets a
+    BackendTimeoutError, and nothing is changed.
     """
 
-    def __init__(self, *, clock: Clock, folder: Path | None = None) -> None:
+    def __init__(
+        self, *, clock: Clock, folder: Path | None = None, timeout_seconds: float = LOCK_SECONDS
+    ) -> None:
         """Start empty; with a *folder*, `open()` creates it or loads what is there."""
         self._clock = clock
         self._tables = Tables()
-        self._shared = SharedTables(folder, clock) if folder is not None else None
+        self._shared = SharedTables(folder, clock, timeout_seconds) if folder is not None else None
 
     @property
     def name(self) -> str:
@@ -88,23 +92,18 @@ class MemoryStateBackend:
 
     async def set(self, entries: Sequence[Entry], /) -> None:
         """Store *entries* over what was there, life span included."""
-
-        def step(tables: _Tables, now: int) -> None:
-            for entry in entries:
-                key = entry.key
-                deadline = deadline_after(now, entry.expire_seconds)
-                tables.put(VALUE, key.user_id or "", key.name, entry.value, deadline)
-
-        await self._write(step)
+        if self._shared is not None:
+            await self._shared.write(lambda tables, now: _put(tables, entries, now))
+            return
+        now = microseconds(self._clock)
+        self._tables.prune(now, PRUNED_AT_ONCE)
+        _put(self._tables, entries, now)
 
     async def get(self, keys: Sequence[Key], /) -> list[bytes | None]:
         """Return the values, None where there is none."""
-
-        def look(tables: Tables, now: int) -> list[bytes | None]:
-            rows = [_find(tables, VALUE, key, now) for key in keys]
-            return [row[0] if row is not None else None for row in rows]
-
-        return await self._read(look)
+        if self._shared is not None:
+            return await self._shared.read(lambda tables, now: _values(tables, keys, now))
+        return _values(self._tables, keys, microseconds(self._clock))
 
     async def merge(self, merges: Sequence[Merge], /) -> list[bytes | ConflictError]:
         """Put fields into stored dicts; return each as it is now. Something else stored is a conflict."""
@@ -215,6 +214,17 @@ class MemoryStateBackend:
     async def delete_list(self, key: Key, /) -> bool:
         """Delete a list; return whether there was one."""
         return await self._write(lambda tables, now: _remove(tables, LIST, key, now))
+
+
+def _put(tables: _Tables, entries: Sequence[Entry], now: int) -> None:
+    for entry in entries:
+        key = entry.key
+        tables.put(VALUE, key.user_id or "", key.name, entry.value, deadline_after(now, entry.expire_seconds))
+
+
+def _values(tables: Tables, keys: Sequence[Key], now: int) -> list[bytes | None]:
+    rows = [tables.find(VALUE, key.user_id or "", key.name, now) for key in keys]
+    return [row[0] if row is not None else None for row in rows]
 
 
 def _find(tables: _Tables, kind: str, key: Key, now: int) -> Row | None:

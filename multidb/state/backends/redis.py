@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote_to_bytes
 
 from multidb._core.values import dump
@@ -13,7 +14,7 @@ from multidb.errors import ConflictError
 from multidb.state.protocol import KEEP
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
     from multidb.engines.redis import Command, RedisEngine
     from multidb.state.protocol import Claim, Entry, Increment, Keep, Key, Merge, Push
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
 _LUA: Final = files("multidb.state.backends") / "lua"
 
 
-def _script(name: str, *, index: bool = True) -> Script:
+def _script(name: str, *, index: bool = True, weighty: int = 0) -> Script:
     parts = ("index", name) if index else (name,)
-    return Script("\n".join((_LUA / f"{part}.lua").read_text("utf-8") for part in parts))
+    source = "\n".join((_LUA / f"{part}.lua").read_text("utf-8") for part in parts)
+    return Script(source, weighty=weighty)
 
 
-_SET: Final = _script("set")
+_SET: Final = _script("set", weighty=5)  # The value: see `_on_value()`.
 _MERGE: Final = _script("merge")
 _COMPARE_AND_SET: Final = _script("compare_and_set")
 _TOUCH: Final = _script("touch")
@@ -35,6 +37,8 @@ _GET_ALL: Final = _script("get_all")
 _CLEAR: Final = _script("clear", index=False)
 _INCREMENT: Final = _script("increment", index=False)
 _PUSH: Final = _script("push", index=False)
+
+_SCRIPTS: Final = (_SET, _MERGE, _COMPARE_AND_SET, _TOUCH, _DELETE, _GET_ALL, _CLEAR, _INCREMENT, _PUSH)
 
 _NO_DICT: Final = b"dict"
 _TOO_LARGE: Final = b"size"
@@ -55,6 +59,7 @@ class RedisStateBackend:
         """Work on *engine*, which is opened and closed by others, under keys that start with *prefix*."""
         self._engine = engine
         self._prefix = quote(prefix, safe="")
+        engine.prepare(*_SCRIPTS)
 
     async def open(self) -> None:
         """Do nothing: the engine is open."""
@@ -62,22 +67,25 @@ class RedisStateBackend:
     async def close(self) -> None:
         """Do nothing: the engine is closed by who opened it."""
 
-    async def set(self, entries: Sequence[Entry], /) -> None:
+    def set(self, entries: Sequence[Entry], /) -> Coroutine[Any, Any, Any]:
         """Store *entries* over what was there, life span included."""
-        await self._engine.run_all(
-            [self._on_value(_SET, one.key, one.value, _span(one.expire_seconds)) for one in entries],
-            writes=True,
-        )
+        if len(entries) == 1:  # Neither a list nor a coroutine of its own: a lone value is what matters.
+            return self._engine.run(self._set(entries[0]), writes=True)
+        return self._engine.run_all([self._set(one) for one in entries], writes=True)
+
+    def _set(self, entry: Entry) -> Command:
+        return self._on_value(_SET, entry.key, entry.value, _span(entry.expire_seconds))
 
     async def get(self, keys: Sequence[Key], /) -> list[bytes | None]:
         """Return the values, None where there is none."""
+        if len(keys) == 1:
+            return [await self._engine.run(("GET", self._key(keys[0], "v")), writes=False)]
         names = [self._key(key, "v") for key in keys]
-        if len(names) == 1 or self._engine.is_cluster:
-            values = await self._engine.run_all([("GET", name) for name in names], writes=False)
-        elif names:
-            values = await self._engine.run(("MGET", *names), writes=False)
-        else:
-            values = []
+        if self._engine.is_cluster:
+            return await self._engine.run_all([("GET", name) for name in names], writes=False, bulky=True)
+        if not names:
+            return []
+        values: list[bytes | None] = await self._engine.run(("MGET", *names), writes=False, bulky=True)
         return values
 
     async def merge(self, merges: Sequence[Merge], /) -> list[bytes | ConflictError]:
@@ -113,7 +121,7 @@ class RedisStateBackend:
 
     async def get_all(self, user_id: str | None, /) -> dict[str, bytes]:
         """Return all values of a user by their names; the cost grows with that user's keys only."""
-        found = await self._engine.run(self._on_scope(_GET_ALL, user_id), writes=False)
+        found = await self._engine.run(self._on_scope(_GET_ALL, user_id), writes=False, bulky=True)
         names = (unquote_to_bytes(name).decode() for name in found[::2])
         return dict(zip(names, found[1::2], strict=True))
 
@@ -176,7 +184,9 @@ class RedisStateBackend:
 
     async def items(self, key: Key, /) -> list[bytes]:
         """Return a list's items, oldest first."""
-        found: list[bytes] = await self._engine.run(("LRANGE", self._key(key, "l"), 0, -1), writes=False)
+        found: list[bytes] = await self._engine.run(
+            ("LRANGE", self._key(key, "l"), 0, -1), writes=False, bulky=True
+        )
         return found
 
     async def delete_list(self, key: Key, /) -> bool:
@@ -187,15 +197,14 @@ class RedisStateBackend:
         return bool(await self._engine.run(("DEL", self._key(key, kind)), writes=True))
 
     def _scope(self, user_id: str | None) -> str:
-        tag = "g" if user_id is None else f"u:{quote(user_id, safe='')}"
-        return f"{self._prefix}:{{{tag}}}"
+        return f"{self._prefix}:{{g}}" if user_id is None else f"{self._prefix}:{{u:{_quoted(user_id)}}}"
 
     def _key(self, key: Key, kind: str) -> str:
-        return f"{self._scope(key.user_id)}:{kind}:{quote(key.name, safe='')}"
+        return f"{self._scope(key.user_id)}:{kind}:{_quoted(key.name)}"
 
     def _on_value(self, script: Script, key: Key, *arguments: object) -> Command:
         """Return the call of a script that changes a value and its user's index."""
-        scope, name = self._scope(key.user_id), quote(key.name, safe="")
+        scope, name = self._scope(key.user_id), _quoted(key.name)
         return (script, 2, f"{scope}:v:{name}", f"{scope}:i", name, *arguments)
 
     def _on_scope(self, script: Script, user_id: str | None) -> Command:
@@ -204,14 +213,24 @@ class RedisStateBackend:
         return (script, 1, f"{scope}:i", f"{scope}:v:")
 
 
+def _quoted(text: str) -> str:
+    return text if text.isascii() and text.isalnum() else _percent_encoded(text)
+
+
+@lru_cache(4096)
+def _percent_encoded(text: str) -> str:
+    return quote(text, safe="")
+
+
 def _span(expire_seconds: float | Keep | None) -> int | str:
     """Return a life span as the scripts take it: whole milliseconds, rounded up so that it is never 0."""
     if expire_seconds is None:
         return ""
     if expire_seconds is KEEP:
         return "keep"
+    milliseconds = expire_seconds * 1000.0
     # 1.1 * 1000 is 1100.0000000000002, which is not meant to be 1101.
-    return math.ceil(round(expire_seconds * 1000, 3))
+    return int(milliseconds) if milliseconds.is_integer() else math.ceil(round(milliseconds, 3))
 
 
 def _merged(reply: bytes) -> bytes | ConflictError:

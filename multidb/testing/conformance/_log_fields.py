@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
@@ -41,8 +42,6 @@ from multidb.testing.conformance._log_data import (
 )
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from multidb.logs.protocol import LogBackend
 
 STORED, DUPLICATE, CONFLICT = Appended.STORED, Appended.DUPLICATE, Appended.CONFLICT
@@ -61,6 +60,32 @@ class FieldTests(LogSuite):
 
         assert seen(newest_first(happened)) == seen(await backend.query(of_user(user, Event)))
         assert seen(newest_first(said)) == seen(await backend.query(of_user(user, Message)))
+
+    async def test_awkward_batches(self, backend: LogBackend) -> None:
+        """What a batch has beside it changes nothing of a record, whatever its texts and its time are."""
+        user = unique()
+        texts = [*AWKWARD_TEXTS, "", *(chr(number) for number in range(1, 32)), "a\x1eb\x1dc\x1f"]
+        moments = [FIRST_MOMENT, datetime(1684, 1, 1, tzinfo=UTC), NOON, datetime(2255, 12, 31, tzinfo=UTC)]
+        stored: list[Any] = []
+        for number, text in enumerate(texts):
+            at = NOON - TICK * number
+            pair = [event(user, message=text, timestamp=at), event(user, username="", timestamp=at)]
+            await store(backend, pair)
+            stored += pair
+        for number, moment in enumerate([*moments, LAST_MOMENT]):
+            pair = [event(user, timestamp=moment), event(user, message=f"{number}", timestamp=NOON)]
+            await store(backend, pair)
+            stored += pair
+        said = [message(user, text=text, conversation_id=text or None) for text in texts]
+        sold = [
+            sale(user, amount=Decimal(amount)) for amount in ("0", "0.10", "1E-18", "99999999999999999999")
+        ]
+        await store(backend, said)
+        await store(backend, sold)
+
+        assert seen(newest_first(stored)) == seen(await backend.query(of_user(user, Event, limit=1000)))
+        assert seen(newest_first(said)) == seen(await backend.query(of_user(user, Message, limit=1000)))
+        assert seen(newest_first(sold)) == seen(await backend.query(of_user(user, Sale)))
 
     async def test_awkward_identifiers(self, backend: LogBackend) -> None:
         """Every field that names something comes back as it was."""

@@ -239,6 +239,83 @@ class QueryTests(LogSuite):
         assert ids(newest_first(there)) == [each.id for each in found if each.id in mine]
         assert ids(newest_first(found)) == ids(found)
 
+    async def test_query_all(self, backend: LogBackend) -> None:
+        """Each of many queries gets its own answer, in their order, whatever they have in common."""
+        users = [unique() for _ in range(4)]
+        happened = newest_first(
+            event(users[number % 3], timestamp=NOON - TICK * (number // 6), level=LEVELS[number % 2])
+            for number in range(60)
+        )
+        await store(backend, happened)
+        middle = happened[30]
+        conditions: list[dict[str, Any]] = [
+            {},
+            {"limit": 1},
+            {"limit": 7},
+            {"since": middle.timestamp},
+            {"until": middle.timestamp, "limit": 3},
+            {"since": middle.timestamp - TICK, "until": middle.timestamp + TICK},
+            {"after": (middle.timestamp, middle.id)},
+            {"after": (middle.timestamp, middle.id), "since": middle.timestamp - TICK * 2, "limit": 2},
+            {"equal": {"level": LEVELS[1]}, "limit": 4},
+            {"equal": {"level": LEVELS[0], "event_type": "happened"}, "until": NOON},
+            {"equal": {"event_type": "never"}},
+        ]
+        queries = [of_user(user, Event, **each) for each in conditions for user in [*users, users[0]]]
+        Random(5).shuffle(queries)
+        answers = await backend.query_all(queries)
+
+        assert [seen(await backend.query(query)) for query in queries] == [seen(each) for each in answers]
+        assert [] == list(await backend.query_all([]))
+        assert [[]] == list(await backend.query_all([of_user(users[3], Event)]))
+        assert [[], []] == list(await backend.query_all([of_user(users[3], Event)] * 2))
+
+    async def test_query_all_without_a_user(self, backend: LogBackend) -> None:
+        """Queries for what everybody did are answered together as well."""
+        kinds = [unique("t") for _ in range(3)]
+        happened = newest_first(
+            event(unique(), event_type=kinds[number % 3], timestamp=NOON - TICK * number)
+            for number in range(30)
+        )
+        await store(backend, happened)
+        of_types: list[Query[Event]] = [
+            Query(Event, {"event_type": kind}, limit=limit) for kind in kinds for limit in (3, 100)
+        ]
+        answers = await backend.query_all(of_types)
+        newest = await backend.query_all([Query(Event, limit=limit) for limit in (1, 5)])
+
+        for query, answer in zip(of_types, answers, strict=True):
+            expected = [each for each in happened if each.event_type == query.equal["event_type"]]
+
+            assert ids(expected[: query.limit]) == ids(answer)
+        assert [1, 5] == [len(answer) for answer in newest]
+
+    async def test_query_all_of_each_kind(self, backend: LogBackend) -> None:
+        """Sales and messages are answered together, too."""
+        users = [unique() for _ in range(3)]
+        sold = {user: newest_first(sale(user, timestamp=NOON - TICK * n) for n in range(5)) for user in users}
+        said = {
+            user: newest_first(message(user, timestamp=NOON - TICK * n) for n in range(5)) for user in users
+        }
+        for user in users:
+            await store(backend, sold[user])
+            await store(backend, said[user])
+        sales = await backend.query_all([of_user(user, Sale, limit=3) for user in users])
+        messages = await backend.query_all([of_user(user, Message, limit=4) for user in users])
+
+        assert [seen(sold[user][:3]) for user in users] == [seen(each) for each in sales]
+        assert [seen(said[user][:4]) for user in users] == [seen(each) for each in messages]
+
+    async def test_query_all_owns_its_records(self, backend: LogBackend) -> None:
+        """The same query twice has two answers: what a caller does to one does not change the other."""
+        user = unique()
+        await store(backend, [event(user, context={"k": [1]})])
+        first, second = await backend.query_all([of_user(user, Event)] * 2)
+        first[0].context["k"].append(2)
+        first.clear()
+
+        assert [{"k": [1]}] == [each.context for each in second]
+
     async def test_concurrent_queries(self, backend: LogBackend) -> None:
         """Each of many different queries at once gets its own answer."""
         user = unique()

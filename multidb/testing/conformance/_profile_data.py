@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import pytest
 
-from multidb.errors import ConflictError
+from multidb.errors import BackendError, ConflictError, InvalidValueError
 from multidb.profiles.protocol import Applied, Patch
 from multidb.testing.conformance._data import Exact, exact, unique
 
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from multidb.profiles._records import Document
-    from multidb.profiles.protocol import ProfileBackend
+    from multidb.profiles.protocol import Outcome, ProfileBackend
 
 NOON: Final = datetime(2026, 3, 4, 12, 0, 0, 123457, tzinfo=UTC)
 LATER: Final = NOON + timedelta(microseconds=1)
 CONFLICT: Final = "conflict"
+TOO_LARGE: Final = "too large"
 
 
 @pytest.mark.asyncio
@@ -77,9 +78,18 @@ async def create_all(backend: ProfileBackend, profiles: Mapping[str, Mapping[str
 
 
 async def apply(backend: ProfileBackend, patch: Patch) -> Applied | str:
-    """Apply one patch; return what it did, or "conflict"."""
+    """Apply one patch; return what it did, or "conflict", or "too large"."""
     (result,) = await backend.apply([patch])
-    return CONFLICT if isinstance(result, ConflictError) else result
+    return told(result)
+
+
+def told(result: Outcome) -> Applied | str:
+    """Return what a patch did, or "conflict", or "too large"."""
+    if isinstance(result, BackendError):
+        raise result
+    if isinstance(result, ConflictError):
+        return CONFLICT
+    return TOO_LARGE if isinstance(result, InvalidValueError) else result
 
 
 async def fields_of(backend: ProfileBackend, username: str) -> Exact | None:
@@ -93,12 +103,16 @@ def own_fields(found: Document) -> dict[str, Any]:
     return {k: v for k, v in found.items() if k not in {"username", "created_at", "updated_at", "version"}}
 
 
-def outcome(results: Iterable[Applied | ConflictError]) -> list[Any]:
-    """Return what became of patches, with types: "conflict", or (document, changed)."""
+def outcome(results: Iterable[Outcome]) -> list[Any]:
+    """Return what became of patches, with types: "conflict", "too large", or (document, changed)."""
     return [
-        CONFLICT if isinstance(result, ConflictError) else (exact(result.document), result.changed)
-        for result in results
+        each if isinstance(each, str) else (exact(each.document), each.changed) for each in map(told, results)
     ]
+
+
+def brief_outcome(results: Iterable[Outcome]) -> list[Any]:
+    """Return what became of patches whose document nobody wants: "conflict", "too large", or changed."""
+    return [each if isinstance(each, str) else each.changed for each in map(told, results)]
 
 
 def names(found: Iterable[Document]) -> list[str]:

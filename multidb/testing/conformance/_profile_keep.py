@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from hypothesis import given
 
-from multidb.errors import InvalidValueError
 from multidb.profiles._records import ProfileStats
 from multidb.profiles.protocol import Applied, Condition, Patch, ProfileQuery
 from multidb.testing.conformance._data import (
@@ -27,7 +26,9 @@ from multidb.testing.conformance._data import (
 from multidb.testing.conformance._profile_data import (
     LATER,
     NOON,
+    TOO_LARGE,
     ProfileSuite,
+    apply,
     create,
     create_all,
     document,
@@ -120,9 +121,7 @@ class KeepTests(ProfileSuite):
         name = await create(backend, user(), {"f0": "x" * 3_900_000})
         size = 1
         while size < 5:
-            try:
-                await backend.apply([Patch(name, NOON, set={f"f{size}": "x" * 3_900_000})])
-            except InvalidValueError:
+            if TOO_LARGE == await apply(backend, Patch(name, NOON, set={f"f{size}": "x" * 3_900_000})):
                 break
             size += 1
         found = (await backend.get([name]))[name]

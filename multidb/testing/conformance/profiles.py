@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from multidb.testing.conformance._profile_apply import PatchTests
+from multidb.testing.conformance._profile_batches import BatchRaceTests, BatchTests
 from multidb.testing.conformance._profile_conflicts import ConflictTests
 from multidb.testing.conformance._profile_find import FindTests
 from multidb.testing.conformance._profile_keep import DeleteTests, KeepTests, SecondBackendTests
@@ -15,6 +16,8 @@ class ProfileBackendSuite(
     PatchTests,
     ConflictTests,
     ManyPatchesTests,
+    BatchTests,
+    BatchRaceTests,
     KeepTests,
     FindTests,
     OrderTests,

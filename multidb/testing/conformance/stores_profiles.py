@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from multidb.testing.conformance._stores_profiles_finding import FilterTests, KindTests, OrderTests
+from multidb.testing.conformance._stores_profiles_together import TogetherTests
 from multidb.testing.conformance._stores_profiles_writing import (
     BulkTests,
     DocumentTests,
@@ -13,7 +14,15 @@ from multidb.testing.conformance._stores_profiles_writing import (
 
 
 class ProfileStoreSuite(
-    DocumentTests, ProfileValueTests, FieldTests, BulkTests, NameTests, FilterTests, OrderTests, KindTests
+    DocumentTests,
+    ProfileValueTests,
+    FieldTests,
+    BulkTests,
+    TogetherTests,
+    NameTests,
+    FilterTests,
+    OrderTests,
+    KindTests,
 ):
     """
     Tests of what a program sees of profiles: every function of `ProfileStore`, and the rule for values.

@@ -6,7 +6,7 @@ local ends = '+inf'
 if ARGV[2] == '' then
   call('PERSIST', KEYS[1])
 else
-  ends = milliseconds(now() + ARGV[2])
+  ends = now() + ARGV[2]
   call('PEXPIREAT', KEYS[1], ends)
 end
 enter(KEYS[2], ARGV[1], ends)

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy.exc import DBAPIError
-
-from multidb.errors import ConfigurationError
-
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 revision: Final = "0001"
 down_revision: Final = None
 
-_MISSING: Final = (
-    "PostgreSQL's extension pg_trgm is missing and this user cannot install it: "
-    'have a superuser run "CREATE EXTENSION pg_trgm" in this database'
-)
-
-# Text compares by code points, whatever the locale of the database. The index that searches knows trigrams; what is too
-# long for it is apart, as it would take longer to index than a statement may take.
+# Text compares by code points, whatever the locale of the database. What is too long for the index that searches is
+# apart, as it would take longer to index than a statement may take.
 _POSTGRES: Final = (
     """
     CREATE TABLE multidb_events (
@@ -40,7 +31,6 @@ _POSTGRES: Final = (
     "CREATE INDEX multidb_events_user ON multidb_events (user_id, timestamp DESC, id DESC)",
     "CREATE INDEX multidb_events_type ON multidb_events (event_type, timestamp DESC, id DESC)",
     "CREATE INDEX multidb_events_time ON multidb_events (timestamp DESC, id DESC)",
-    "CREATE INDEX multidb_events_search ON multidb_events USING gin (search {trigrams}) WITH (fastupdate)",
     "CREATE INDEX multidb_events_long ON multidb_events (timestamp DESC, id DESC) WHERE long_search IS NOT NULL",
     """
     CREATE TABLE multidb_sales (
@@ -91,8 +81,7 @@ _POSTGRES: Final = (
     """,
 )
 
-# The explicit seq keeps its values through VACUUM, which the search relies on. Without their positions an
-# index of trigrams is half as large; what it finds is looked at anyway.
+# The explicit seq keeps its values through VACUUM, which the search relies on.
 _SQLITE: Final = (
     """
     CREATE TABLE multidb_events (
@@ -114,24 +103,6 @@ _SQLITE: Final = (
     "CREATE INDEX multidb_events_type ON multidb_events (event_type, timestamp DESC, id DESC)",
     "CREATE INDEX multidb_events_time ON multidb_events (timestamp DESC, id DESC)",
     "CREATE INDEX multidb_events_long ON multidb_events (timestamp DESC, id DESC) WHERE long_search IS NOT NULL",
-    """
-    CREATE VIRTUAL TABLE multidb_events_search USING fts5(
-        search, content = 'multidb_events', content_rowid = 'seq',
-        tokenize = 'trigram case_sensitive 1', detail = 'none', columnsize = 0
-    )
-    """,
-    "INSERT INTO multidb_events_search (multidb_events_search, rank) VALUES ('automerge', 8)",
-    """
-    CREATE TRIGGER multidb_events_inserted AFTER INSERT ON multidb_events WHEN new.search IS NOT NULL BEGIN
-        INSERT INTO multidb_events_search (rowid, search) VALUES (new.seq, new.search);
-    END
-    """,
-    """
-    CREATE TRIGGER multidb_events_deleted AFTER DELETE ON multidb_events WHEN old.search IS NOT NULL BEGIN
-        INSERT INTO multidb_events_search (multidb_events_search, rowid, search)
-        VALUES ('delete', old.seq, old.search);
-    END
-    """,
     """
     CREATE TABLE multidb_sales (
         seq INTEGER PRIMARY KEY,
@@ -185,28 +156,6 @@ _SQLITE: Final = (
 
 
 def upgrade(connection: Connection) -> None:
-    """Create everything."""
-    if connection.dialect.name == "sqlite":
-        for statement in _SQLITE:
-            connection.exec_driver_sql(statement)
-        return
-    trigrams = _trigram_operators(connection)
-    for statement in _POSTGRES:
-        connection.exec_driver_sql(statement.replace("{trigrams}", trigrams))
-
-
-def _trigram_operators(connection: Connection) -> str:
-    """Return the name of what makes an index one of trigrams; its extension may be in a schema of its own."""
-    try:
-        with connection.begin_nested():
-            connection.exec_driver_sql("CREATE EXTENSION IF NOT EXISTS pg_trgm")
-    except DBAPIError as exc:
-        # Not allowed; not there; not there on PostgreSQL 14.
-        if getattr(exc.orig, "sqlstate", None) not in {"42501", "0A000", "58P01"}:
-            raise
-        raise ConfigurationError(_MISSING) from exc
-    schema = connection.exec_driver_sql(
-        "SELECT quote_ident(nspname) FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace "
-        "WHERE extname = 'pg_trgm'"
-    ).scalar_one()
-    return f"{schema}.gin_trgm_ops"
+    """Create everything but the index for searching, which a setting decides upon."""
+    for statement in _SQLITE if connection.dialect.name == "sqlite" else _POSTGRES:
+        connection.exec_driver_sql(statement)
