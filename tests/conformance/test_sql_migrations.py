@@ -372,7 +372,7 @@ class TestPostgresRights:
         await execute(
             postgres_url, "DROP TABLE multidb_schema_version", "DROP TABLE multidb_events, multidb_sales"
         )
-        await execute(postgres_url, "DROP TABLE multidb_messages, multidb_sessions")
+        await execute(postgres_url, "DROP TABLE multidb_messages, multidb_sessions, multidb_characters")
         connection = await asyncpg.connect(postgres_url)
         try:
             lock = int.from_bytes(b"multidb", "big")

@@ -68,6 +68,17 @@ QUESTIONS: dict[str, tuple[Callable[[SqlLogBackend], Coroutine[Any, Any, Any]], 
     ),
     "search, common": (lambda b: b.query(Query(Event, keyword="happened", limit=1)), "multidb_events_time"),
     "search, short": (lambda b: b.query(Query(Event, keyword="ha", limit=1)), "multidb_events_time"),
+    "search, short, rare": (lambda b: b.query(Query(Event, keyword="ze", limit=50)), "multidb_events_search"),
+    "search, short, rare, one": (
+        lambda b: b.query(Query(Event, keyword="ze", limit=1)),
+        "multidb_events_search",
+    ),
+    "search, short, absent": (
+        lambda b: b.query(Query(Event, keyword="zz", limit=1)),
+        "multidb_events_search",
+    ),
+    "search, one letter": (lambda b: b.query(Query(Event, keyword="h", limit=1)), "multidb_events_time"),
+    "count, short, rare": (lambda b: b.count(Query(Event, keyword="ze")), "multidb_events_search"),
     "search, short, of a user": (
         lambda b: b.query(Query(Event, USER, keyword="zq", limit=50)),
         "multidb_events_user",
@@ -173,11 +184,13 @@ async def test_index_of_postgres(
     """Every question is answered by its index, also by the plan for any arguments where that one is used."""
     engine, url = postgres
     ask, index = QUESTIONS[question]
+    backend = SqlLogBackend(engine)
+    await backend.open()
     asked = Asked(engine, monkeypatch)
-    await ask(SqlLogBackend(engine))
+    await ask(backend)
 
-    assert 1 == len(asked.statements)
-    ((sql, args, prepared),) = asked.statements
+    assert 1 == len(asked.statements) or "short" in question or "letter" in question
+    sql, args, prepared = asked.statements[-1]
     plans = [await engine.fetch(f"EXPLAIN {sql}", args)]
     if prepared:
         plans.append(await generic_plan(url, sql, len(args)))
@@ -186,6 +199,24 @@ async def test_index_of_postgres(
 
         assert {index} == set(INDEXES.findall(text)) - {"multidb_events_long"}, text
         assert "Seq Scan" not in text
+
+
+@needs_postgres
+@pytest.mark.parametrize("keyword", ["q", "qz", "😀"])
+async def test_letters_that_no_event_has(
+    postgres: tuple[SqlEngine, str], keyword: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no event has a letter of the keyword, no event is looked at."""
+    engine, _ = postgres
+    backend = SqlLogBackend(engine)
+    await backend.open()
+    asked = Asked(engine, monkeypatch)
+
+    assert [] == await backend.query(Query(Event, keyword=keyword, limit=1))
+    sql, args, _ = asked.statements[-1]
+    text = "\n".join(row[0] for row in await engine.fetch(f"EXPLAIN {sql}", args))
+
+    assert "Scan" not in text
 
 
 async def generic_plan(url: str, sql: str, arguments: int) -> list[Any]:
@@ -208,6 +239,15 @@ OF_SQLITE = {
     ),
     "count, late, by user": (lambda b: b.count(Query(Event, since=LATE), "user_id"), "multidb_events_time"),
     "count, by type": (lambda b: b.count(Query(Event), "event_type"), "multidb_events_type"),
+    # In PostgreSQL one letter is in too many trigrams.
+    "search, one letter, rare": (
+        lambda b: b.query(Query(Event, keyword="z", limit=50)),
+        "multidb_events_search",
+    ),
+    "search, one letter, absent": (
+        lambda b: b.query(Query(Event, keyword="q", limit=50)),
+        "multidb_events_search",
+    ),
 }
 
 
@@ -219,6 +259,7 @@ async def test_index_of_sqlite(sqlite: SqlEngine, question: str, monkeypatch: py
     await ask(SqlLogBackend(sqlite))
     sql, args, _ = asked.statements[-1]
     plan = "\n".join(row[3] for row in await sqlite.fetch(f"EXPLAIN QUERY PLAN {sql}", args))
+    plan = plan.replace("multidb_events_trigrams", "multidb_events_search")  # What lists what is in it.
 
     assert {index} == set(INDEXES.findall(plan)) - {"multidb_events_long"}, plan
     assert "USE TEMP B-TREE FOR ORDER BY" not in plan or index == "multidb_events_search"

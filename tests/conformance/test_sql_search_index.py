@@ -34,6 +34,7 @@ DROP = {
     "sqlite": [
         "DROP TRIGGER multidb_events_inserted",
         "DROP TRIGGER multidb_events_deleted",
+        "DROP TABLE multidb_events_trigrams",
         "DROP TABLE multidb_events_search",
     ],
 }

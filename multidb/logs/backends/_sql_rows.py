@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -31,6 +32,11 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 # Characters. The trigrams of so long a text take a database a quarter of a second, if it is random.
 _LONG: Final = 256 * 1024
 _PORTION: Final = 1024 * 1024
+# With these two every other character is the first of a trigram, by which keywords of one and two are looked up.
+_END: Final = SEPARATOR + SEPARATOR
+# What is beyond, PostgreSQL's index of trigrams does not find by regular expressions.
+LAST_LOW: Final = "\u07ff"
+_LOW_BEFORE_HIGH: Final = re.compile(f"[^\0-{LAST_LOW}](?<=([\0-{LAST_LOW}]{{2}}).)", re.DOTALL)
 # fold() leaves it alone, and few texts have it.
 _BETWEEN: Final = "\x1e"
 _TIMES: Final = ("timestamp", "started_at", "last_seen_at", "expires_at", "ended_at")
@@ -149,7 +155,7 @@ def _event(events: Sequence[Event]) -> Sequence[Column]:
     messages = [event.message for event in events]
     folded = _folded([*messages, *types])
     searches = [
-        message + SEPARATOR + event_type
+        _search(message + SEPARATOR + event_type)
         for message, event_type in zip(folded[: len(events)], folded[len(events) :], strict=True)
     ]
     short: Column = searches
@@ -165,6 +171,14 @@ def _event(events: Sequence[Event]) -> Sequence[Column]:
         short,
         long,
     ]
+
+
+def _search(text: str) -> str:
+    """Return what is searched for *text*: with two characters again that are followed by none that is low."""
+    if not text.isascii():
+        for pair in set(_LOW_BEFORE_HIGH.findall(text)):
+            text += SEPARATOR + pair
+    return text + _END
 
 
 def _folded(texts: Sequence[str]) -> Sequence[str]:

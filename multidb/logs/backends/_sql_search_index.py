@@ -45,6 +45,8 @@ _SQLITE: Final = (
         tokenize = 'trigram case_sensitive 1', detail = 'none', columnsize = 0
     )
     """,
+    "DROP TABLE IF EXISTS multidb_events_trigrams",
+    "CREATE VIRTUAL TABLE multidb_events_trigrams USING fts5vocab(multidb_events_search, instance)",
     "INSERT INTO multidb_events_search (multidb_events_search, rank) VALUES ('automerge', 8)",
     "INSERT INTO multidb_events_search (multidb_events_search) VALUES ('rebuild')",
     "DROP TRIGGER IF EXISTS multidb_events_inserted",

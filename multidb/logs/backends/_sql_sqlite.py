@@ -27,22 +27,36 @@ if TYPE_CHECKING:
     from multidb.logs._records import Record
     from multidb.logs.backends._sql_rows import Column
     from multidb.logs.backends._sql_statements import Shape, Statements
-    from multidb.logs.protocol import Bucket, SessionTouch
+    from multidb.logs.protocol import Bucket, Query, SessionTouch
 
 _INDEXED: Final = "indexed"
+_SHORT: Final = "short"
 _SCANNED: Final = "scanned"
 _TRIGRAM: Final = 3
 _MOST_TRIGRAMS: Final = 32
 _MOST_ARGUMENTS: Final = 500
 # So many records, by the root of how many are wanted, take as long to look up as a million take to look through.
 _MANY: Final = 1000
+# Of a short keyword every event is counted once for each trigram that begins with it.
+_MANY_SHORT: Final = 250
 _COUNT_CANDIDATES: Final = """
 SELECT count(*) FROM (SELECT rowid FROM multidb_events_search WHERE multidb_events_search MATCH ? LIMIT ?)
 """
-_CANDIDATES: Final = """
+_COUNT_SHORT: Final = """
+SELECT count(*) FROM (SELECT doc FROM multidb_events_trigrams WHERE term >= ? AND term <= ? LIMIT ?)
+"""
+_CANDIDATES: Final = {
+    _INDEXED: """
 SELECT rowid FROM multidb_events_search WHERE multidb_events_search MATCH :trigrams
 UNION ALL SELECT seq FROM multidb_events WHERE long_search IS NOT NULL
-"""
+""",
+    # Those of a trigram that begins with the keyword.
+    _SHORT: """
+SELECT doc FROM multidb_events_trigrams WHERE term >= :keyword AND term <= :last
+UNION ALL SELECT seq FROM multidb_events WHERE long_search IS NOT NULL
+""",
+}
+_LAST: Final = "\U0010ffff"
 # A Monday before all times: the rest of a negative number would be negative.
 _ORIGIN: Final = SQLITE.time(datetime(1, 1, 1, tzinfo=UTC))
 
@@ -86,17 +100,25 @@ class SqliteFlavour:
         """See whether there is an index for searching."""
         self._is_indexed = await is_there(self._engine)
 
-    async def how(self, keyword: str, limit: int) -> str:
+    async def how(self, query: Query[Any], keyword: str) -> str:
         """
-        Return how a keyword is looked for, to find the first *limit* records.
+        Return how *keyword* is looked for, to find the first `query.limit` records.
 
         What many records have is found sooner by looking through them from the newest on.
         """
-        if len(keyword) < _TRIGRAM or not self._is_indexed:
+        is_short = len(keyword) < _TRIGRAM
+        if not self._is_indexed or (is_short and "user_id" in query.equal):
             return _SCANNED
-        many = int(_MANY * limit**0.5)
-        ((found,),) = await self._engine.fetch(_COUNT_CANDIDATES, [_trigrams(keyword), many])
-        return _SCANNED if found == many else _INDEXED
+        many = int((_MANY_SHORT if is_short else _MANY) * query.limit**0.5)
+        count, args = (
+            (_COUNT_SHORT, [keyword, keyword + _LAST * 2, many])
+            if is_short
+            else (_COUNT_CANDIDATES, [_trigrams(keyword), many])
+        )
+        ((found,),) = await self._engine.fetch(count, args)
+        if found == many:
+            return _SCANNED
+        return _SHORT if is_short else _INDEXED
 
     async def select_all(
         self, statements: Statements, asked: Sequence[tuple[Shape, Mapping[str, Any]]]
@@ -109,7 +131,7 @@ class SqliteFlavour:
 
     def keyword_arguments(self, keyword: str) -> dict[str, Any]:
         """Return the arguments of `contains()`."""
-        return {"keyword": keyword, "trigrams": _trigrams(keyword)}
+        return {"keyword": keyword, "trigrams": _trigrams(keyword), "last": keyword + _LAST * 2}
 
     def contains(self, how: str) -> ColumnElement[bool]:
         """Return the condition for a keyword; the index knows who has its trigrams, in whatever order."""
@@ -117,7 +139,7 @@ class SqliteFlavour:
         there = func.instr(searched, bindparam("keyword")) > literal_column("0")
         if how == _SCANNED:
             return there
-        return and_(text(f"multidb_events.seq IN ({_CANDIDATES})"), there)
+        return and_(text(f"multidb_events.seq IN ({_CANDIDATES[how]})"), there)
 
     def aside(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
         """Return *column* such that no index is chosen for it."""

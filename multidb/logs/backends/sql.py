@@ -30,8 +30,11 @@ class SqlLogBackend:
     """
     Logs in four tables: `multidb_events`, `multidb_sales`, `multidb_messages` and `multidb_sessions`.
 
+    In PostgreSQL `multidb_characters` has the characters of searched texts, for searches by short keywords.
+
     What is acknowledged is committed. A batch of entries is one statement, in SQLite one transaction; a query
-    is one statement, and a search one that uses an index of trigrams, if there is one.
+    is one statement. A search uses an index of trigrams, if there is one, and may begin with statements that
+    find out how best to do that.
     """
 
     def __init__(self, engine: SqlEngine, *, search_index: bool = True) -> None:
@@ -195,7 +198,7 @@ class SqlLogBackend:
         return await self._engine.execute(statement.sql, statement.args(arguments)) == 1
 
     async def _shape(self, query: Query[Any], *, after: bool = True) -> Shape:
-        how = "" if query.keyword is None else await self._flavour.how(query.keyword, query.limit)
+        how = "" if query.keyword is None else await self._flavour.how(query, query.keyword)
         return _shape(query, after=after, how=how)
 
     def _arguments(self, query: Query[Any]) -> dict[str, Any]:

@@ -79,6 +79,8 @@ _POSTGRES: Final = (
     CREATE INDEX multidb_sessions_active ON multidb_sessions (last_seen_at DESC, user_id, session_id)
         WHERE ended_at IS NULL
     """,
+    # Those of the searched texts: a keyword of two and each of these make the trigrams that it may be in.
+    'CREATE TABLE multidb_characters (character text COLLATE "C" PRIMARY KEY)',
 )
 
 # The explicit seq keeps its values through VACUUM, which the search relies on.
