@@ -16,7 +16,6 @@ from multidb.errors import (
     BackendUnavailableError,
     ClosedError,
     ConfigurationError,
-    MultiDBError,
     OverloadedError,
 )
 
@@ -138,6 +137,8 @@ class Batcher(Generic[I, R]):
 
     async def _flush_alone(self, item: I) -> R:
         self._own_task = ended = asyncio.get_running_loop().create_future()
+        keys = set() if self._key is None else {self._key(item)}
+        self._busy |= keys
         try:
             async with asyncio.timeout(self._seconds):
                 (result,) = await self._flushed([item])
@@ -149,7 +150,10 @@ class Batcher(Generic[I, R]):
             raise self._unanswered(_BY_THE_DRIVER) from None
         finally:
             self._own_task = None
+            self._busy -= keys
             ended.set_result(None)
+            if self._queue and len(self._flights) < self._bounds.flights:
+                self._start()  # They may have waited for the key.
         if isinstance(result, Exception):
             raise result
         return result
@@ -324,9 +328,8 @@ class Batcher(Generic[I, R]):
         """Whether *exc* may be due to some of the items only, and the others can be flushed again."""
         if isinstance(exc, BackendError):
             return not exc.retryable and (self._repeatable or not exc.ambiguous)
-        if isinstance(exc, ClosedError | ConfigurationError):
-            return False
-        return self._repeatable or isinstance(exc, MultiDBError)
+        # Whatever else it is, some of the items may have been applied before it was met.
+        return self._repeatable and not isinstance(exc, ClosedError | ConfigurationError)
 
     def _unanswered(self, message: str) -> BackendError:
         return BackendUnavailableError(message, ambiguous=self._writes)

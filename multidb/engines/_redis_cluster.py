@@ -73,5 +73,8 @@ class ClusterLanes:
 
     async def _drop_strangers(self) -> None:
         for name in set(self.lanes) - set(self._client.nodes_manager.nodes_cache):
-            if not self.lanes[name].is_busy:
-                await self.lanes.pop(name).close(1)
+            lane = self.lanes.get(name)  # Another task may be at the same.
+            if lane is not None and not lane.is_busy:
+                del self.lanes[name]
+                lane.wear()  # Closing it is no failure of a node, after which to look at the cluster anew.
+                await lane.close(1)

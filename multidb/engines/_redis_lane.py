@@ -233,7 +233,9 @@ class Lane:
     async def drain(self, seconds: float) -> None:
         """Wait until all that was called is answered, for *seconds* at most."""
         if self.is_busy:  # Replies come in order: when this one is there, the others are.
-            await asyncio.wait((self.call(PING, writes=False),), timeout=seconds)
+            pong = self.call(PING, writes=False)
+            await asyncio.wait((pong,), timeout=seconds)
+            pong.cancel()  # Nobody will look at how it ends.
 
     async def close(self, seconds: float) -> None:
         """Fail what is outstanding with ClosedError, and let go of the connection, within *seconds*."""
@@ -430,6 +432,8 @@ class Lane:
         if wire is not None and wire.sent:
             following += self._expire_sent(wire, now)
         if following:
+            if self._timer is not None:  # A connection was lost meanwhile, and what is sent again set one.
+                self._timer.cancel()
             seconds = max(min(following) - now, _TICK_SECONDS)
             self._timer = self._loop.call_later(seconds, self._keep_deadlines)
 
@@ -448,6 +452,8 @@ class Lane:
         """Fail what waited too long for its reply; return when to look again, if there is anything to look at."""
         for future, _, deadline, kind in wire.sent:
             if deadline > now:
+                if future.done():  # Of somebody who left, or of nobody: the next one may be older.
+                    continue
                 return [deadline]
             if wire.heard + self._timeout <= now:
                 self.lose(wire, None, timed_out=True)

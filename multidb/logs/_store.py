@@ -56,7 +56,8 @@ _GET_ACTIVE_SESSIONS: Final = Operation("logs", "get_active_sessions")
 _END_SESSION: Final = Operation("logs", "end_session", writes=True)
 
 _PAGE: Final = 1000
-# Pages of a user up to this length are read together with those of others; longer ones would hold them up.
+# Pages of a user up to this length are read together with those of others. Longer ones, and those of some of a user's
+# events, for which the database may have to go through all, would hold them up.
 _SHORT: Final = 100
 _EVENT_BYTES: Final = 1024
 _NO_CONTEXT: Final = b"{}"
@@ -195,7 +196,7 @@ class LogStore:
         from that event and stays right while others append. *limit* is 1 to 10,000; `iter_events()` has no limit.
         """
         query = self._event_query(user_identifier, event_type, level, since, until, hours_back, limit, after)
-        if user_identifier is None or limit > _SHORT:
+        if limit > _SHORT or query.equal.keys() != {"user_id"}:
             return await self._query_events(query)
         return await self._reads.run(_GET_EVENTS, query, limit * _EVENT_BYTES)
 

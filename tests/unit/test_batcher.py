@@ -590,7 +590,7 @@ class Picky(Server):
         (BackendError("bad row"), False),
         (BackendError("bad row"), True),
         (BackendError("bad row", ambiguous=True), True),
-        (InvalidValueError("x", "too deep for this backend"), False),
+        (InvalidValueError("x", "too deep for this backend"), True),
         (ZeroDivisionError(), True),
     ],
     ids=repr,
@@ -619,6 +619,22 @@ def test_bad_item(error: Exception, repeatable: bool, bad: int) -> None:
         return batchers[0]
 
     test()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [InvalidValueError("x", "too deep"), ZeroDivisionError(), BackendError("bad", ambiguous=True)],
+    ids=repr,
+)
+@in_virtual_time
+async def test_nothing_is_written_twice(error: Exception) -> None:
+    """Where some may have been applied, and may not be again, what failed is not tried again in halves."""
+    server = Picky(error, {3})
+    batcher = make(server)
+    results = await asyncio.gather(*(batcher.call(number) for number in range(10)), return_exceptions=True)
+
+    assert [type(error)] * 10 == [type(result) for result in results]
+    assert len(server.flushes) == 1
 
 
 @in_virtual_time

@@ -77,6 +77,23 @@ async def test_others_share() -> None:
 
 
 @in_virtual_time
+async def test_same_key() -> None:
+    """One with the same key waits until it has ended; others do not."""
+    server = Server()
+    batcher = await used(server, key=lambda item: item[0])
+    tasks = call(batcher, "a1", "a2", "b1")
+    await turns()
+    assert [["a1"], ["b1"]] == server.items[1:]
+
+    server.flushes[1].answer()
+    await turns()
+    assert [["a1"], ["b1"], ["a2"]] == server.items[1:]
+    for flush in server.flushes[2:]:
+        flush.answer()
+    assert ["A1", "A2", "B1"] == await ended(tasks)
+
+
+@in_virtual_time
 async def test_cancelled() -> None:
     """Cancelling it ends its flush, and leaves the others alone."""
     server = Server()

@@ -10,10 +10,12 @@ import warnings
 from collections import Counter
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 from hiredis import Reader
 
+from multidb.engines._redis_lane import Lane
 from multidb.engines.redis import LARGE_BYTES, RedisEngine, Script
 from multidb.errors import (
     BackendError,
@@ -47,6 +49,7 @@ class Scripted:
         self.answer: Callable[[list[bytes]], bytes] = lambda command: b":1\r\n"
         self.seen: list[list[bytes]] = []
         self.connections = 0
+        self.login_seconds = 0.0
         self._writers: set[asyncio.StreamWriter] = set()
         self.port = 0
 
@@ -63,6 +66,7 @@ class Scripted:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         self._writers.add(writer)
+        await asyncio.sleep(self.login_seconds)
         commands = Reader()
         while data := await reader.read(65536):
             commands.feed(data)
@@ -378,6 +382,53 @@ class TestDeadlines:
         assert [True, False] == [result.ambiguous for result in results]
         assert after == b"OK"
         assert server.connections == 2
+
+    async def test_silence_after_a_slow_login(self) -> None:
+        """What waited for the connection has waited, though what greets the server has not."""
+        async with scripted() as server, engine_of(server.port, timeout_seconds=0.6) as engine:
+            server.login_seconds = 0.4
+            server.answer = lambda command: b""
+            server.hang_up()
+            await asyncio.sleep(0.05)
+            started = time.monotonic()
+            error = await ended(engine.run(("GET", "n"), writes=False))
+            seconds = time.monotonic() - started
+
+        assert isinstance(error, BackendTimeoutError)
+        assert seconds < 0.6 + 0.25
+
+    async def test_one_timer(self) -> None:
+        """However often connections are given up, one timer keeps the deadlines."""
+        async with scripted() as server, engine_of(server.port, timeout_seconds=0.1) as engine:
+            server.answer = lambda command: b""
+            for _ in range(5):
+                await asyncio.gather(*(ended(engine.run(increment(), writes=True)) for _ in range(5)))
+            calls = 0
+            keep = Lane._keep_deadlines
+
+            def count(self: Lane) -> None:
+                nonlocal calls
+                calls += 1
+                keep(self)
+
+            with mock.patch.object(Lane, "_keep_deadlines", count):
+                waiting = [ended(engine.run(increment(), writes=True)) for _ in range(5)]
+                await asyncio.gather(*waiting)
+
+        assert calls <= 8
+
+    async def test_closed_while_it_hangs(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A server that does not answer a farewell leaves nothing that nobody looked at."""
+        async with scripted() as server:
+            async with engine_of(server.port, timeout_seconds=0.5) as engine:
+                server.answer = lambda command: b""
+                (call,) = start([engine.run(("GET", "n"), writes=False)])
+                await asyncio.sleep(0.05)
+            error = await call
+            gc.collect()
+
+        assert isinstance(error, BackendError | ClosedError)
+        assert not [record for record in caplog.records if record.name == "asyncio"]
 
     @needs_valkey
     @pytest.mark.parametrize("form", ["redis", "redis+cluster"])

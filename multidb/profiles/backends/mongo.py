@@ -88,12 +88,13 @@ class MongoProfileBackend:
     async def open(self) -> None:
         """Create the indexes that are missing; any number of processes may do so at once."""
         collection = self._engine.collection(self._collection_name)
-        async with self._engine.call(writes=True):
+        async with self._engine.call():
             there = await collection.index_information()
-            missing = [index for index in _INDEXES if index.document["name"] not in there]
-            if missing:
-                with pymongo.timeout(_INDEX_SECONDS):
-                    await collection.create_indexes(missing)
+        missing = [index for index in _INDEXES if index.document["name"] not in there]
+        if missing:
+            # As long as it takes: of many profiles there may already be a million.
+            with self._engine.translated(writes=True), pymongo.timeout(_INDEX_SECONDS):
+                await collection.create_indexes(missing)
         self._opened = collection
 
     async def close(self) -> None:
@@ -216,7 +217,7 @@ class MongoProfileBackend:
         try:
             async with self._engine.call(writes=True):
                 before = await self._profiles.find_one_and_update(filter_, update, _HIDDEN)
-        except ConflictError:
+        except (ConflictError, InvalidValueError):  # One by one it shows whose it is.
             return None
         if before is None:
             return None
