@@ -1,0 +1,7 @@
+"""The spool: records on the local disk, until a server that is away takes them."""
+
+from multidb.resilience.spool._records import Batch, Limits, SpooledRecord, SpoolStats
+from multidb.resilience.spool._source import Position
+from multidb.resilience.spool._spool import Spool
+
+__all__ = ["Batch", "Limits", "Position", "Spool", "SpoolStats", "SpooledRecord"]
