@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections import deque
 from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
+from multidb._core.operation import own_copy
 from multidb.errors import (
     BackendError,
     BackendTimeoutError,
@@ -392,17 +392,5 @@ def _fail(calls: Iterable[_Call[Any, Any]], exc: Exception) -> None:
     """Raise *exc* in every caller that still waits, each its own: a raise changes an exception."""
     for call in calls:
         if not call.future.done():
-            call.future.set_exception(_copy(exc))
+            call.future.set_exception(own_copy(exc))
             call.future.exception()  # Retrieved: a caller that is cancelled now will not look at it.
-
-
-def _copy(exc: Exception) -> Exception:
-    try:
-        again = copy.copy(exc)
-    except Exception:  # noqa: BLE001 -- some cannot be made again from their arguments
-        return exc
-    again.__cause__, again.__context__ = exc.__cause__, exc.__context__
-    again.__suppress_context__ = exc.__suppress_context__
-    if hasattr(exc, "__notes__"):
-        again.__notes__ = [*exc.__notes__]
-    return again.with_traceback(exc.__traceback__)

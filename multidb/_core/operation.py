@@ -36,6 +36,12 @@ def ambiguous_after(done: object) -> Iterator[None]:
 
 def own_copy(error: E) -> E:
     """Return *error* for one more caller: raising it changes it, so that each needs its own."""
-    again = copy(error)
-    again.__cause__ = error.__cause__
-    return again
+    try:
+        again = copy(error)
+    except Exception:  # noqa: BLE001 -- some cannot be made again from their arguments
+        return error
+    again.__cause__, again.__context__ = error.__cause__, error.__context__
+    again.__suppress_context__ = error.__suppress_context__
+    if hasattr(error, "__notes__"):
+        again.__notes__ = [*error.__notes__]
+    return again.with_traceback(error.__traceback__)

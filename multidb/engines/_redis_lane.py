@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from copy import copy
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from redis.exceptions import InvalidResponse
 
+from multidb._core.operation import own_copy
 from multidb.engines._redis_commands import merged
 from multidb.engines._redis_connections import HEALTH_CHECK_SECONDS, NOTHING, pack
 from multidb.engines._redis_errors import DRIVER_ERRORS, translate
@@ -70,12 +70,10 @@ class _Merged:
             if not future.done():
                 future.set_result(own)
 
-    def set_exception(self, exc: BaseException) -> None:
+    def set_exception(self, exc: MultiDBError) -> None:
         for future in self._futures:
             if not future.done():
-                own = copy(exc)
-                own.__cause__ = exc.__cause__
-                future.set_exception(own)
+                future.set_exception(own_copy(exc))
 
 
 class _Wire(asyncio.BufferedProtocol):
@@ -357,15 +355,14 @@ class Lane:
     async def _reconnect(self) -> None:
         try:
             connection = await self._connect()
-        except DRIVER_ERRORS as exc:
-            self._connecting = None
+        except asyncio.CancelledError:
+            raise
+        except Exception as exc:  # noqa: BLE001 -- whoever waits for the connection has to hear of it
             self._fail_unsent(exc)
             self._tell_failure()
             return
-        except BaseException:
+        finally:
             self._connecting = None
-            raise
-        self._connecting = None
         self._wire = wire = _Wire(self, connection)
         if self._is_closed:
             self.lose(wire, None)
@@ -414,9 +411,17 @@ class Lane:
         self.queue.clear()
         for future, *_ in calls:
             if not future.done():
-                error = ClosedError(CLOSED) if self._is_closed else translate(exc, writes=False)
-                error.__cause__ = exc
-                future.set_exception(error)
+                future.set_exception(self._why_unsent(exc))
+
+    def _why_unsent(self, exc: Exception) -> Exception:
+        if self._is_closed:
+            error: MultiDBError = ClosedError(CLOSED)
+        elif isinstance(exc, DRIVER_ERRORS):
+            error = translate(exc, writes=False)
+        else:
+            return own_copy(exc)
+        error.__cause__ = exc
+        return error
 
     def _tell_failure(self) -> None:
         if self._on_failure is not None:

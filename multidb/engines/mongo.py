@@ -17,7 +17,13 @@ require("pymongo", "mongo")
 from bson.codec_options import CodecOptions
 from bson.int64 import Int64
 from pymongo import AsyncMongoClient, ReadPreference, UpdateOne, WriteConcern
-from pymongo.errors import BulkWriteError, PyMongoError, ServerSelectionTimeoutError, WriteConcernError
+from pymongo.errors import (
+    AutoReconnect,
+    BulkWriteError,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+    WriteConcernError,
+)
 
 from multidb.engines._mongo_clients import abandon_client, close_client, is_untrusted
 from multidb.engines._mongo_errors import DRIVER_ERRORS, refusal, translate
@@ -201,14 +207,13 @@ class MongoEngine:
             "limit": 1,
             "singleBatch": True,
         }
-        try:
-            async with self.call():
+        async with self.call():
+            try:
                 reply = await collection.database.command(command, codec_options=_CODEC)
-            found = reply["cursor"]["firstBatch"]
-        except BackendUnavailableError as exc:
-            if isinstance(exc.__cause__, ServerSelectionTimeoutError):
+                found = reply["cursor"]["firstBatch"]
+            except ServerSelectionTimeoutError:
                 raise
-            async with self.call():
+            except AutoReconnect:
                 found = await collection.find({"_id": document_id}, projection).to_list(None)
         for document in found:
             make_plain(document)

@@ -46,28 +46,6 @@ needs_postgres = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[servers.PostgresServer]:
-    with servers.PostgresServer(fsync=False) as server:
-        yield server
-
-
-@pytest.fixture
-def postgres_url(server: servers.PostgresServer) -> Iterator[str]:
-    with server.database() as url:
-        yield url
-
-
-@pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/multidb.db"
-
-
-@pytest.fixture(params=[pytest.param("postgres_url", marks=needs_postgres), "sqlite_url"])
-def url(request: pytest.FixtureRequest) -> str:
-    return request.getfixturevalue(request.param)
-
-
 @asynccontextmanager
 async def opened(url: str, **options: Any) -> AsyncIterator[SqlEngine]:
     engine = SqlEngine(url, **options)

@@ -28,7 +28,7 @@ from multidb.testing import servers
 from multidb.testing.conformance._log_data import entries, event
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -84,26 +84,9 @@ def run(script: str, *arguments: object) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[servers.PostgresServer]:
-    with servers.PostgresServer(fsync=False) as server:
-        yield server
-
-
-@pytest.fixture
-def postgres_url(server: servers.PostgresServer) -> Iterator[str]:
-    with server.database() as url:
-        yield url
-
-
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/new/multidb.db"
-
-
-@pytest.fixture(params=[pytest.param("postgres_url", marks=needs_postgres), "sqlite_url"])
-def url(request: pytest.FixtureRequest) -> str:
-    return request.getfixturevalue(request.param)
 
 
 @asynccontextmanager

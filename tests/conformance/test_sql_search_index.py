@@ -18,8 +18,7 @@ from multidb.testing import servers
 from multidb.testing.conformance._log_data import NOON, TICK, entries, event, ids, newest_first, store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
+    from collections.abc import AsyncIterator
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -42,28 +41,6 @@ IS_THERE = {
     "postgresql": "SELECT count(*) FROM pg_index WHERE indexrelid = to_regclass('multidb_events_search')",
     "sqlite": "SELECT count(*) FROM sqlite_master WHERE name = 'multidb_events_search'",
 }
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[servers.PostgresServer]:
-    with servers.PostgresServer(fsync=False) as server:
-        yield server
-
-
-@pytest.fixture
-def postgres_url(server: servers.PostgresServer) -> Iterator[str]:
-    with server.database() as url:
-        yield url
-
-
-@pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/multidb.db"
-
-
-@pytest.fixture(params=[pytest.param("postgres_url", marks=needs_postgres), "sqlite_url"])
-def url(request: pytest.FixtureRequest) -> str:
-    return request.getfixturevalue(request.param)
 
 
 @asynccontextmanager

@@ -37,12 +37,6 @@ ALPHABET = "abzıİşĞß0٣жΣق世界愛😀👍🏽\u0301\u200d“…€\u07
 short_texts = st.text(ALPHABET, max_size=8)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[servers.PostgresServer]:
-    with servers.PostgresServer(fsync=False) as server:
-        yield server
-
-
 @pytest.fixture(
     params=[
         pytest.param("postgresql", marks=needs_postgres),

@@ -7,7 +7,6 @@ import errno
 import itertools
 import json
 import os
-import resource
 import shutil
 import stat
 import time
@@ -32,6 +31,7 @@ from multidb.resilience.spool import Limits, Spool, _disks, _files, _owners, too
 from multidb.resilience.spool._lines import Header, header_line, lines_of, parse
 from multidb.resilience.spool._owners import OwnerLock
 from multidb.resilience.spool._rejected import rejected_paths
+from multidb.testing import faults
 from multidb.testing.clock import ManualClock
 
 if TYPE_CHECKING:
@@ -109,17 +109,6 @@ def everything(root: Path) -> list[str]:
 
 def is_there(path: Path) -> bool:
     return path.exists()
-
-
-@contextmanager
-def no_file_beyond(size: int) -> Iterator[None]:
-    """A write beyond *size* bytes is short, and the next one fails."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @contextmanager
@@ -535,7 +524,7 @@ class TestFullDisk:
         async with opened(root) as spool:
             await spool.append(records(0))
             size = segments(root)[0].stat().st_size
-            with no_file_beyond(size + 150):
+            with faults.file_size_limit(size + 150):
                 refused = []
                 for number in range(1, 40):
                     try:
@@ -553,7 +542,7 @@ class TestFullDisk:
     async def test_no_room_at_all(self, root: Path) -> None:
         """Not even the first line fits: nothing stays behind but the folder, and that goes with the close."""
         async with opened(root) as spool:
-            with no_file_beyond(10):
+            with faults.file_size_limit(10):
                 for _ in range(3):
                     with pytest.raises(
                         OverloadedError,
@@ -672,7 +661,7 @@ class TestFullDisk:
         """What cannot be set aside is not lost: it stays in the spool until it can."""
         async with opened(root) as spool:
             await spool.append([b"bad", *records(1)])
-            with no_file_beyond(10), pytest.raises(OverloadedError):
+            with faults.file_size_limit(10), pytest.raises(OverloadedError):
                 await spool.read_batch()
 
             assert [1] == await drained(spool)
@@ -1059,7 +1048,7 @@ class TestTools:
             for each in batch.records:
                 await spool.reject(each, "no")
             await spool.done(batch.position)
-        with no_file_beyond(20), pytest.raises(OverloadedError):
+        with faults.file_size_limit(20), pytest.raises(OverloadedError):
             tools.retry(root)
         assert 2 == len(list(tools.rejections(root)))
         assert tools.Retried(2, 0) == tools.retry(root)
@@ -1082,7 +1071,7 @@ class Model:
         self.waiting += numbers
 
     async def fail(self, amount: int) -> None:
-        with no_file_beyond(amount * 50), suppress(OverloadedError):
+        with faults.file_size_limit(amount * 50), suppress(OverloadedError):
             await self.append(3)
 
     async def read(self, most: int) -> Any:

@@ -1,27 +1,13 @@
-"""What the tests of files do to them: a full disk, and a process that is killed."""
+"""What the tests of files do to them: a process that is killed."""
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-
-@contextmanager
-def disk_with_room_for(size: int) -> Iterator[None]:
-    """No file of this process may grow beyond *size* bytes: the write to there is short, the next one fails."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def printed_until_killed(program: str, folder: Path, lines: int) -> list[int]:

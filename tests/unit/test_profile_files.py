@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from disasters import disk_with_room_for, printed_until_killed
+from disasters import printed_until_killed
 
 from multidb._core import files as core_files
 from multidb._core.files import safe_name
@@ -31,6 +31,7 @@ from multidb.errors import (
 from multidb.profiles.backends import files
 from multidb.profiles.backends.files import FileProfileBackend
 from multidb.profiles.protocol import Applied, Condition, Patch, ProfileQuery
+from multidb.testing import faults
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -234,7 +235,7 @@ class TestDisk:
         """A write without room is refused, and no other; the old profile stays, and nothing is left behind."""
         async with opened(folder) as backend:
             await backend.apply([change("ali", n=1)])
-            with disk_with_room_for(500):
+            with faults.file_size_limit(500):
                 outcomes = await backend.apply(
                     [
                         change("first", n=1),

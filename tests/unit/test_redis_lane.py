@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 from hiredis import Reader
 
-from multidb.engines._redis_lane import Lane
+from multidb.engines._redis_lane import PING, Lane
 from multidb.engines.redis import LARGE_BYTES, RedisEngine, Script
 from multidb.errors import (
     BackendError,
@@ -396,6 +396,20 @@ class TestDeadlines:
 
         assert isinstance(error, BackendTimeoutError)
         assert seconds < 0.6 + 0.25
+
+    async def test_no_connection_for_a_reason_of_ours(self) -> None:
+        """Whatever keeps a connection from being made, those that wait for it hear of it at once."""
+
+        async def connect() -> Any:
+            raise ZeroDivisionError
+
+        lane = Lane(connect, timeout_seconds=30.0, max_calls=10, max_bytes=1024)
+        calls = [asyncio.ensure_future(lane.call(PING, writes=True)) for _ in range(3)]
+        errors = await asyncio.gather(*calls, return_exceptions=True)
+        await lane.close(1)
+
+        assert [ZeroDivisionError] * 3 == [type(error) for error in errors]
+        assert len({id(error) for error in errors}) == 3
 
     async def test_one_timer(self) -> None:
         """However often connections are given up, one timer keeps the deadlines."""

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from disasters import disk_with_room_for, printed_until_killed
+from disasters import printed_until_killed
 
 from multidb._core.clock import SystemClock
 from multidb._core.locks import locked
@@ -28,6 +28,7 @@ from multidb.state.backends import _shared
 from multidb.state.backends._records import line
 from multidb.state.backends.memory import MemoryStateBackend
 from multidb.state.protocol import KEEP, Claim, Entry, Increment, Key, Merge, Push
+from multidb.testing import faults
 from multidb.testing.clock import ManualClock
 
 if TYPE_CHECKING:
@@ -254,7 +255,7 @@ class TestFullDisk:
                 lambda: backend.reset_counter(KEY),
             ]
             for call in refused:
-                with disk_with_room_for(size + 20), pytest.raises(OverloadedError) as error:
+                with faults.file_size_limit(size + 20), pytest.raises(OverloadedError) as error:
                     await call()
 
                 assert not error.value.ambiguous
@@ -284,7 +285,7 @@ class TestFullDisk:
         async with opened(folder, clock) as backend:
             await backend.set([Entry(Key("u", "a"), dump("x" * 100_000))] * 3)
             inode, size = journal.stat().st_ino, journal.stat().st_size
-            with disk_with_room_for(50_000):
+            with faults.file_size_limit(50_000):
                 await until(lambda: not backend._shared._unsynced and backend._shared._upkeep is None)
 
                 assert (inode, size) == (journal.stat().st_ino, journal.stat().st_size)
