@@ -20,7 +20,7 @@ from multidb.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator, Sequence
 
 I = TypeVar("I")  # noqa: E741 -- an item, as R is a result
 R = TypeVar("R")
@@ -66,6 +66,30 @@ class _Flight(Generic[I, R]):
         self.task: asyncio.Task[None]
 
 
+class _Alone:
+    """A call that is flushed in its caller's own task."""
+
+    __slots__ = ("_cancelling", "_is_late", "deadline", "ended", "task")
+
+    def __init__(self, deadline: float) -> None:
+        self.task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self.deadline = deadline
+        self.ended: asyncio.Future[None] | None = None
+        """Somebody waits for the end."""
+        self._cancelling = self.task.cancelling()
+        self._is_late = False
+
+    def give_up(self) -> None:
+        """Cancel it, as its deadline is over."""
+        self._is_late = True
+        self.task.cancel()
+
+    def was_given_up(self) -> bool:
+        """Take a cancellation by `give_up()` back; return whether there was one, and no other."""
+        was_late, self._is_late = self._is_late, False
+        return was_late and self.task.uncancel() <= self._cancelling
+
+
 class Batcher(Generic[I, R]):
     """
     Hands items to *flush*, all those together that came while the flush before was under way.
@@ -101,8 +125,7 @@ class Batcher(Generic[I, R]):
         self._repeatable = repeatable
         self._at_once = at_once
         self._was_alone = False
-        self._own_task: asyncio.Future[None] | None = None
-        """Done when the call that is flushed in its caller's own task has ended."""
+        self._alone: _Alone | None = None
         self._key = key
         self._bounds = Bounds() if bounds is None else bounds
         self._name = name
@@ -117,14 +140,15 @@ class Batcher(Generic[I, R]):
         self._busy: set[Hashable] = set()
         self._alarm: asyncio.TimerHandle | None = None
 
-    async def call(self, item: I, size: int = 0) -> R:
+    def call(self, item: I, size: int = 0) -> Awaitable[R]:
         """
-        Return the result for *item*, which takes *size* bytes.
+        Return what gives the result for *item*, which takes *size* bytes.
 
-        Where the queue is full it waits its turn. Raises what the flush raised, BackendTimeoutError, OverloadedError.
+        To be awaited at once. Where the queue is full it waits its turn. Raises what the flush raised,
+        BackendTimeoutError, OverloadedError.
         """
-        if self._was_alone and self._at_once and not (self._own_task or self._flights or self._fresh):
-            return await self._flush_alone(item)
+        if self._was_alone and self._at_once and not (self._alone or self._flights or self._fresh):
+            return self._flush_alone(item)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
         call = _Call(item, size, future)
@@ -133,25 +157,29 @@ class Batcher(Generic[I, R]):
         else:
             self._waiting.append(call)
         self._note(call, loop)
-        return await future
+        return future
 
     async def _flush_alone(self, item: I) -> R:
-        self._own_task = ended = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._alone = alone = _Alone(loop.time() + self._seconds)
+        if self._alarm is None:
+            self._alarm = loop.call_at(alone.deadline, self._ring)
         keys = set() if self._key is None else {self._key(item)}
         self._busy |= keys
         try:
-            async with asyncio.timeout(self._seconds):
-                (result,) = await self._flushed([item])
-        except TimeoutError as exc:
-            raise self._late() from exc
-        except asyncio.CancelledError:
+            (result,) = self._checked(await self._flush([item]), 1)
+        except asyncio.CancelledError as exc:
+            if alone.was_given_up():
+                raise self._late() from exc
             if _is_cancelled():
                 raise
             raise self._unanswered(_BY_THE_DRIVER) from None
         finally:
-            self._own_task = None
+            alone.was_given_up()  # A driver may have said something else than that it was cancelled.
+            self._alone = None
             self._busy -= keys
-            ended.set_result(None)
+            if alone.ended is not None and not alone.ended.done():
+                alone.ended.set_result(None)
             if self._queue and len(self._flights) < self._bounds.flights:
                 self._start()  # They may have waited for the key.
         if isinstance(result, Exception):
@@ -164,8 +192,9 @@ class Batcher(Generic[I, R]):
         end = loop.time() + seconds
         while (tasks := {flight.task for flight in self._flights} | self._abandoned) and loop.time() < end:
             await asyncio.wait(tasks, timeout=end - loop.time())
-        if self._own_task is not None:
-            await asyncio.wait((self._own_task,), timeout=end - loop.time())
+        if self._alone is not None:
+            self._alone.ended = loop.create_future()
+            await asyncio.wait((self._alone.ended,), timeout=end - loop.time())
         for flight in tuple(self._flights):
             _fail(flight.calls, self._unanswered("multidb was closed before an answer came"))
             self._abandon(flight)
@@ -298,7 +327,7 @@ class Batcher(Generic[I, R]):
         if not calls:
             return
         try:
-            results = await self._flushed([call.item for call in calls])
+            results = self._checked(await self._flush([call.item for call in calls]), len(calls))
         except asyncio.CancelledError:
             if _is_cancelled():
                 raise
@@ -317,10 +346,9 @@ class Batcher(Generic[I, R]):
                 elif not call.future.done():
                     call.future.set_result(result)
 
-    async def _flushed(self, items: list[I]) -> Sequence[R | Exception]:
-        results = await self._flush(items)
-        if len(results) != len(items):
-            msg = f"the backend answered {len(results)} of {len(items)} calls"
+    def _checked(self, results: Sequence[R | Exception], count: int) -> Sequence[R | Exception]:
+        if len(results) != count:
+            msg = f"the backend answered {len(results)} of {count} calls"
             raise BackendError(msg, ambiguous=self._writes)
         return results
 
@@ -352,6 +380,9 @@ class Batcher(Generic[I, R]):
             _fail(expired, self._late())
             if expired and len(expired) == len(flight.calls):
                 self._abandon(flight)
+        alone = self._alone
+        if alone is not None and alone.deadline <= now:
+            alone.give_up()
         unsent = f"not sent within {self._seconds:g} seconds: too many calls at once; nothing was done"
         _fail(tuple(self._expired(now)), OverloadedError(unsent))
         self._admit()
@@ -360,6 +391,8 @@ class Batcher(Generic[I, R]):
         waiting = [calls[0] for calls in (self._queue, self._waiting) if calls]
         calls = [*waiting, *(call for flight in self._flights for call in flight.calls)]
         deadlines = [call.deadline for call in calls if call.deadline is not None and call.deadline > now]
+        if alone is not None and alone.deadline > now:
+            deadlines.append(alone.deadline)
         self._alarm = loop.call_at(min(deadlines), self._ring) if deadlines else None
 
     def _expired(self, now: float) -> Iterator[_Call[I, R]]:

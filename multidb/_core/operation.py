@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from multidb.errors import BackendError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 E = TypeVar("E", bound=Exception)
 
@@ -24,14 +20,20 @@ class Operation:
     writes: bool = False
 
 
-@contextmanager
-def ambiguous_after(done: object) -> Iterator[None]:
+class ambiguous_after:  # noqa: N801 -- a context manager; made by @contextmanager it costs three times as much
     """What fails in the block was applied in part when something was *done* before it."""
-    try:
-        yield
-    except BackendError as exc:
-        exc.ambiguous = exc.ambiguous or bool(done)
-        raise
+
+    __slots__ = ("_done",)
+
+    def __init__(self, done: object) -> None:
+        self._done = done
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
+        if isinstance(exc, BackendError):
+            exc.ambiguous = exc.ambiguous or bool(self._done)
 
 
 def own_copy(error: E) -> E:

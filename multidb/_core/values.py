@@ -7,11 +7,11 @@ Every backend, the spool and the checksums use the same bytes, so that they agre
 
 from __future__ import annotations
 
-import math
 import unicodedata
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import Enum
+from math import copysign, isfinite
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import orjson
@@ -50,20 +50,26 @@ def encode(value: object, path: str, *, max_bytes: int, depth: int = 1, addressa
     *path* names the value in errors. *depth* is the level it will stand at. With *addressable* the keys of every dict
     must fit into dotted paths. Raises InvalidValueError.
     """
-    if type(value) is not str and not _all_plain((value,), depth, addressable):
+    kind = type(value)
+    if kind is not str and not (
+        _all_plain(value.values(), depth + 1, addressable)  # type: ignore[attr-defined]
+        if kind is dict and not addressable
+        else _all_plain((value,), depth, addressable)
+    ):
         value = _made_plain(value, path, depth, addressable)
     try:
-        encoded = dump(value)
+        encoded = orjson.dumps(value, None, _SORTED)
     except TypeError:  # The walk has seen every type, so what is left are keys, and lone surrogates.
         _check_strings(_made_plain(value, path, depth, addressable), path)
         raise
     # One byte is searched ten times as fast as several, and is nearly never there.
     if _BACKSLASH in encoded and _NUL_ESCAPE in encoded:
         _check_strings(_made_plain(value, path, depth, addressable), path)
-    if len(encoded) > max_bytes:
-        raise InvalidValueError(path, f"{len(encoded):,} bytes as JSON, more than the {max_bytes:,} allowed")
+    size = len(encoded)
+    if size > max_bytes:
+        raise InvalidValueError(path, f"{size:,} bytes as JSON, more than the {max_bytes:,} allowed")
     # orjson leaves its buffer as large as it began, 4 KiB: too much to keep for a small value.
-    return b"%b" % encoded if len(encoded) < _BUFFER else encoded
+    return b"%b" % encoded if size < _BUFFER else encoded
 
 
 def dump(plain: object, default: Callable[[Any], Any] | None = None) -> bytes:
@@ -99,7 +105,7 @@ def _all_plain(items: Iterable[Any], depth: int, addressable: bool) -> bool:
         elif kind is list:
             if depth <= MAX_DEPTH and _all_plain(item, depth + 1, addressable):
                 continue
-        elif kind is float and math.isfinite(item) and (item or math.copysign(1.0, item) > 0):
+        elif kind is float and isfinite(item) and (item or copysign(1.0, item) > 0):
             continue
         return False
     return True
@@ -131,7 +137,7 @@ def _plain(value: object, depth: int, addressable: bool) -> object:
             raise _RefusedError("int outside 64 bits; pass str(value)")
         return value
     if kind is float:
-        if not math.isfinite(value):  # type: ignore[arg-type]
+        if not isfinite(value):  # type: ignore[arg-type]
             raise _RefusedError(f"{value} is not a JSON number; pass None or a str")
         return value or 0.0
     if isinstance(value, BaseModel):
@@ -334,8 +340,9 @@ def timestamp(value: object, name: str) -> datetime:
 
 def seconds(value: object, name: str) -> float:
     """Return a duration of 1 millisecond to 10 years. Raises InvalidArgumentError."""
-    if type(value) not in (int, float):
-        msg = f"{name}: {type(value).__name__}; pass the seconds as int or float"
+    kind = type(value)
+    if kind is not float and kind is not int:
+        msg = f"{name}: {kind.__name__}; pass the seconds as int or float"
         raise InvalidArgumentError(msg)
     if not MIN_SECONDS <= value <= MAX_SECONDS:  # type: ignore[operator] # NaN fails too
         msg = f"{name}: must be from 0.001 seconds to 10 years"

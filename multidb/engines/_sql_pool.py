@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
@@ -82,6 +83,41 @@ class _Link:
     idle_since: float = 0.0
 
 
+class _Gate:
+    """Lets so many in at once, first come, first served; who finds it open needs no coroutine."""
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def enter_at_once(self) -> bool:
+        if not self._room:
+            return False
+        self._room -= 1
+        return True
+
+    async def enter(self, seconds: float) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            async with asyncio.timeout(seconds):
+                await turn
+        except BaseException as exc:
+            if turn.done() and not turn.cancelled():
+                self.leave()  # It came too late.
+            if isinstance(exc, TimeoutError):
+                raise OverloadedError("waited too long for a connection of the pool") from exc
+            raise
+
+    def leave(self) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._room += 1
+
+
 class ConnectionPool:
     """
     Lends connections, first come, first served. More than `pool_min` stay open only while they are needed.
@@ -97,8 +133,8 @@ class ConnectionPool:
         self._engine: AsyncEngine | None = driver.create()
         self._links: set[_Link] = set()
         self._idle: list[_Link] = []
-        self._turns = asyncio.Semaphore(driver.most)
-        self._writing = asyncio.Lock() if driver.one_writer else None
+        self._turns = _Gate(driver.most)
+        self._writing = _Gate(1) if driver.one_writer else None
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
 
@@ -109,12 +145,13 @@ class ConnectionPool:
         *writes*: it may change data.
         """
         writing = self._writing if writes else None
-        if writing is not None:
-            await self._enter(writing)
+        if writing is not None and not writing.enter_at_once():
+            await writing.enter(self._options.pool_timeout_seconds)
         try:
-            await self._enter(self._turns)
+            if not self._turns.enter_at_once():
+                await self._turns.enter(self._options.pool_timeout_seconds)
             try:
-                link = await self._take()
+                link = self._take_warm() or await self._take()
                 try:
                     result = await call(link.connection, *args)
                 except BaseException as exc:
@@ -126,10 +163,10 @@ class ConnectionPool:
                 self._put_back(link)
                 return result
             finally:
-                self._turns.release()
+                self._turns.leave()
         finally:
             if writing is not None:
-                writing.release()
+                writing.leave()
 
     async def close(self) -> None:
         """Close the connections within two seconds or so; calls under way fail."""
@@ -165,15 +202,18 @@ class ConnectionPool:
                 close(link.connection)
         self._links.clear()
 
-    async def _enter(self, gate: asyncio.Semaphore | asyncio.Lock) -> None:
-        if not gate.locked():
-            await gate.acquire()  # at once
-            return
-        try:
-            async with asyncio.timeout(self._options.pool_timeout_seconds):
-                await gate.acquire()
-        except TimeoutError as exc:
-            raise OverloadedError("waited too long for a connection of the pool") from exc
+    def _take_warm(self) -> _Link | None:
+        """Return the connection that was used last, if that was a moment ago."""
+        idle = self._idle
+        if idle and self._is_warm(idle[-1], monotonic()):
+            return idle.pop()
+        return None
+
+    def _is_warm(self, link: _Link, now: float) -> bool:
+        return now - link.idle_since < _IDLE_SECONDS and self._is_sound(link, now)
+
+    def _is_sound(self, link: _Link, now: float) -> bool:
+        return self._driver.is_open(link.connection) and now - link.made_at < _AGE_SECONDS
 
     async def _take(self) -> _Link:
         """Return an idle connection, or a new one."""
@@ -195,9 +235,9 @@ class ConnectionPool:
 
     async def _is_alive(self, link: _Link) -> bool:
         now = monotonic()
-        if self._driver.is_open(link.connection) and now - link.made_at < _AGE_SECONDS:
-            if now - link.idle_since < _IDLE_SECONDS:
-                return True
+        if self._is_warm(link, now):
+            return True
+        if self._is_sound(link, now):
             try:
                 await self._driver.ping(link.connection)
             except BaseException as exc:

@@ -21,7 +21,7 @@ from multidb.engines._drivers import require
 from multidb.errors import BackendUnavailableError, ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     import aiosqlite
     from sqlalchemy import Connection
@@ -135,9 +135,11 @@ class SqliteDriver:
             interruptible=True,
         )
 
-    async def execute(self, connection: aiosqlite.Connection, sql: str, args: Sequence[Any]) -> int:
+    def execute(
+        self, connection: aiosqlite.Connection, sql: str, args: Sequence[Any]
+    ) -> Coroutine[Any, Any, int]:
         """Run one statement; return how many rows it changed."""
-        return await _hop(connection, lambda db: db.execute(sql, args).rowcount)
+        return _hop(connection, lambda db: db.execute(sql, args).rowcount)
 
     async def transaction(
         self, connection: aiosqlite.Connection, call: Callable[[sqlite3.Connection], T]
@@ -192,7 +194,8 @@ async def _hop(
     def run() -> None:
         if ended:
             return
-        db.set_progress_handler(lambda: ended and interruptible, _STEPS)
+        # What the call before has set is still there, and its call may have been cancelled.
+        db.set_progress_handler((lambda: ended) if interruptible else None, _STEPS)
         try:
             result = call(db)
         except BaseException as exc:  # noqa: BLE001 -- raised where it is awaited

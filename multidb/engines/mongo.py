@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import suppress
 from inspect import iscoroutine
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -30,7 +30,9 @@ from multidb.engines._mongo_errors import DRIVER_ERRORS, refusal, translate
 from multidb.engines._mongo_uri import read_uri
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
+    from types import TracebackType
 
     from pymongo.asynchronous.collection import AsyncCollection
 
@@ -247,29 +249,54 @@ class MongoEngine:
             raise ClosedError(msg)
         return self._client
 
-    @asynccontextmanager
-    async def call(self, *, writes: bool = False) -> AsyncIterator[None]:
+    def call(self, *, writes: bool = False) -> AbstractAsyncContextManager[None]:
         """
         Give what runs inside as much time as a call has, and turn the driver's exceptions into multidb's.
 
         *writes*: it may change something. PyMongo's own `timeoutMS` would make a task for each message that it sends.
         """
-        with self.translated(writes=writes):
-            async with asyncio.timeout(self._timeout * _CALL_SHARE):
-                yield
+        return _Call(self._timeout * _CALL_SHARE, self.translated(writes=writes))
 
-    @contextmanager
-    def translated(self, *, writes: bool = False) -> Iterator[None]:
+    def translated(self, *, writes: bool = False) -> AbstractContextManager[None]:
         """Turn the driver's exceptions into multidb's. *writes*: what runs inside may change something."""
-        try:
-            yield
-        except DRIVER_ERRORS as exc:
-            raise translate(exc, writes=writes, refusals=self._refusals()) from exc
+        return _Translated(self._refusals, writes)
 
     def _refusals(self) -> Iterator[MultiDBError | None]:
         with suppress(AttributeError, TypeError):  # A fake has no topology.
             for server in self._client.topology_description.server_descriptions().values():
                 yield refusal(server.error)
+
+
+# Classes, as every call goes through them: made of generators they cost four times as much.
+class _Translated:
+    def __init__(self, refusals: Callable[[], Iterator[MultiDBError | None]], writes: bool) -> None:
+        self._refusals = refusals
+        self._writes = writes
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
+        if isinstance(exc, DRIVER_ERRORS):
+            raise translate(exc, writes=self._writes, refusals=self._refusals()) from exc
+
+
+class _Call:
+    def __init__(self, seconds: float, translated: AbstractContextManager[None]) -> None:
+        self._timeout = asyncio.timeout(seconds)
+        self._translated = translated
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            await self._timeout.__aexit__(kind, exc, traceback)
+        except TimeoutError as late:
+            exc = late
+        self._translated.__exit__(kind, exc, traceback)
 
 
 async def rows(cursor: Any) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from multidb.errors import ClosedError
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -87,16 +87,17 @@ class SqlEngine:
         """Return when the database has answered. Raises what a call would raise."""
         await self._opened().run(self._driver.ping, writes=False)
 
-    async def fetch(
+    def fetch(
         self, sql: str, args: Sequence[Any] = (), *, writes: bool = False, prepared: bool = True
-    ) -> Sequence[Any]:
+    ) -> Coroutine[Any, Any, Sequence[Any]]:
         """
         Run one statement, by itself a transaction; return its rows.
 
         *writes*: it may change data, so that losing the answer is ambiguous. Not *prepared*: PostgreSQL plans
         it for these *args*.
         """
-        return await self._opened().run(self._driver.fetch, sql, args, prepared, writes=writes)
+        # No coroutine of its own, here and below: every call would pay for it.
+        return self._opened().run(self._driver.fetch, sql, args, prepared, writes=writes)
 
     async def fetch_each(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> list[Sequence[Any]]:
         """SQLite only: run statements that change nothing in one hop to a thread; return the rows of each."""
@@ -104,9 +105,9 @@ class SqlEngine:
         rows: list[Sequence[Any]] = await self._opened().run(driver.fetch_each, statements, writes=False)
         return rows
 
-    async def execute(self, sql: str, args: Sequence[Any] = ()) -> int:
+    def execute(self, sql: str, args: Sequence[Any] = ()) -> Coroutine[Any, Any, int]:
         """Run one statement that changes data, by itself a transaction; return how many rows it changed."""
-        return await self._opened().run(self._driver.execute, sql, args, writes=True)
+        return self._opened().run(self._driver.execute, sql, args, writes=True)
 
     async def transaction(self, call: Callable[[sqlite3.Connection], T]) -> T:
         """SQLite only: return what *call* returns in one transaction, in the thread of a connection."""

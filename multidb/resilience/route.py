@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from time import perf_counter
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
 
 from multidb._core.batcher import Batcher
-from multidb.errors import BackendError, BackendTimeoutError, BackendUnavailableError, MultiDBError
+from multidb.errors import BackendError, BackendTimeoutError, BackendUnavailableError
 from multidb.instrumentation import OperationDetails, Outcome
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Route(Generic[B]):
         self._batchers: list[Batcher[Any, Any]] = []
 
     async def run(
-        self, operation: Operation, call: Callable[[B], Coroutine[Any, Any, R]], *, bounded: bool = True
+        self, operation: Operation, call: Callable[[B], Awaitable[R]], *, bounded: bool = True
     ) -> R:
         """
         Return what *call* returns on the backend.
@@ -74,27 +74,20 @@ class Route(Generic[B]):
         """
         self.check()
         started = perf_counter() if self._hooks else 0.0
-        outcome: Outcome = "ok"
-        error: str | None = None
         try:
             if not bounded or self.deadline_seconds is None:
-                return await call(self.backend)
-            return await self._bounded(operation, call(self.backend), self.deadline_seconds)
-        except asyncio.CancelledError:
-            outcome = "cancelled"
-            raise
-        except MultiDBError as exc:
-            outcome = "timeout" if isinstance(exc, BackendTimeoutError) else "error"
-            error = type(exc).__name__
+                result = await call(self.backend)
+            else:
+                result = await self._bounded(operation, call(self.backend), self.deadline_seconds)
+        except BaseException as exc:
             if isinstance(exc, BackendError):
                 exc.store, exc.backend, exc.operation = operation.store, self.backend.name, operation.name
-            raise
-        except Exception as exc:
-            outcome, error = "error", type(exc).__name__
-            raise
-        finally:
             if self._hooks:
-                self._tell(operation, outcome, error, perf_counter() - started)
+                self._tell(operation, exc, perf_counter() - started)
+            raise
+        if self._hooks:
+            self._tell(operation, None, perf_counter() - started)
+        return result
 
     def batched(
         self,
@@ -125,9 +118,10 @@ class Route(Generic[B]):
             self._batchers.append(batched.batcher)
         return batched
 
-    async def _bounded(self, operation: Operation, call: Coroutine[Any, Any, R], seconds: float) -> R:
+    async def _bounded(self, operation: Operation, call: Awaitable[R], seconds: float) -> R:
         # Not asyncio.timeout(): a driver whose own cancellation hangs (asyncpg on a stopped server) would hang with it.
-        task = asyncio.create_task(call, name=f"multidb-{operation.store}-{operation.name}")
+        name = f"multidb-{operation.store}-{operation.name}"
+        task = asyncio.create_task(cast("Coroutine[Any, Any, R]", call), name=name)
         self._running.add(task)
         try:
             await asyncio.wait((task,), timeout=seconds)
@@ -161,23 +155,31 @@ class Route(Generic[B]):
             drains.append(asyncio.wait(set(self._running), timeout=seconds))
         await asyncio.gather(*drains)
 
-    def _tell(
-        self, operation: Operation, outcome: Outcome, error: str | None, duration_seconds: float
-    ) -> None:
+    def _tell(self, operation: Operation, error: BaseException | None, duration_seconds: float) -> None:
         details = OperationDetails(
             store=operation.store,
             backend=self.backend.name,
             operation=operation.name,
             writes=operation.writes,
-            outcome=outcome,
+            outcome=_outcome(error),
             duration_seconds=duration_seconds,
-            error=error,
+            error=None
+            if error is None or isinstance(error, asyncio.CancelledError)
+            else type(error).__name__,
         )
         for hook in self._hooks:
             try:
                 hook.on_operation(details)
             except Exception:  # noqa: BLE001 -- whatever a hook does, the call is not to suffer
                 _log.exception("a hook failed on %s.%s", operation.store, operation.name)
+
+
+def _outcome(error: BaseException | None) -> Outcome:
+    if error is None:
+        return "ok"
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled"
+    return "timeout" if isinstance(error, BackendTimeoutError) else "error"
 
 
 class Batched(Generic[B, I, R]):

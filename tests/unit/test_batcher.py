@@ -97,7 +97,12 @@ def make(
 
 def call(batcher: Batcher[Any, Any], *items: Any, size: int = 0) -> list[asyncio.Task[Any]]:
     """Call for each of *items* in a task of its own."""
-    return [asyncio.create_task(batcher.call(item, size)) for item in items]
+    return [asyncio.create_task(called(batcher, item, size)) for item in items]
+
+
+async def called(batcher: Batcher[Any, Any], item: Any, size: int = 0) -> Any:
+    """Return what the call returns."""
+    return await batcher.call(item, size)
 
 
 async def ended(tasks: Sequence[asyncio.Task[Any]]) -> list[Any]:
@@ -509,7 +514,7 @@ async def test_tracebacks() -> None:
     frames = [[frame.name for frame in traceback.extract_tb(exc.__traceback__)] for exc in results]
 
     assert 1 == len({len(each) for each in lines})
-    assert all(1 == names.count("flush") and 1 == names.count("call") for names in frames)
+    assert all(1 == names.count("flush") and 1 == names.count("called") for names in frames)
 
 
 @in_virtual_time
@@ -1442,9 +1447,12 @@ async def flush(items):
     finally:
         await asyncio.sleep(0)
 
+async def call(batcher, number):
+    return await batcher.call(number)
+
 async def main():
     batcher = Batcher(flush, deadline_seconds=1, writes=True, bounds=Bounds(queue_calls=20, flush_calls=7))
-    tasks = [asyncio.create_task(batcher.call(number)) for number in range(100)]
+    tasks = [asyncio.create_task(call(batcher, number)) for number in range(100)]
     for _ in range({turns}):
         await asyncio.sleep(0)
     for task in tasks[::3]:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from test_batcher import called
 from virtual_time import VirtualLoop, turns
 
 from multidb._core.batcher import Batcher, Bounds
@@ -163,7 +164,7 @@ class BatcherMachine(RuleBasedStateMachine):
     def call(self, items: list[tuple[int, int, str]], at_once_cancelled: bool) -> None:
         for key, size, kind in items:
             item = Item(len(self.callers), key, size, kind == "bad", kind == "refused")
-            task = self.loop.create_task(self.batcher.call(item, size))
+            task = self.loop.create_task(called(self.batcher, item, size))
             caller = Caller(item, task, self.loop.time())
             task.add_done_callback(lambda _, caller=caller: setattr(caller, "ended", self.loop.time()))
             self.callers.append(caller)

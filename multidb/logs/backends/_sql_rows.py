@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import repeat
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from pydantic import BaseModel
@@ -17,7 +18,7 @@ from multidb._core.values import load
 from multidb.logs._records import Event, Message, Sale, made
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from uuid import UUID
 
     from multidb.logs._records import Record
@@ -123,54 +124,49 @@ def reader(model: type[M], values: Values) -> Callable[[Sequence[Column]], list[
     return read
 
 
+def _getter(*own: str) -> Callable[[Any], Any]:
+    return attrgetter("id", "user_id", "timestamp", *own)
+
+
 def columns_of(kind: type[Record], entries: Sequence[Entry[Any]]) -> list[Column]:
     """Return the columns of *entries*, in the order of their table; values as they are, contexts as bytes."""
-    records = [entry.record for entry in entries]
-    return [
-        [record.id for record in records],
-        [record.user_id for record in records],
-        [record.timestamp for record in records],
-        [entry.context for entry in entries],
-        [entry.digest for entry in entries],
-        *_OWN[kind](records),
-    ]
+    fields, more = _FIELDS[kind]
+    ids, users, times, *own = zip(*map(fields, map(_RECORD, entries)), strict=True)
+    contexts, digests = zip(*map(_BYTES, entries), strict=True)
+    return [ids, users, times, contexts, digests, *own, *(more(*own) if more is not None else ())]
 
 
-def portions(kind: type[Record], entries: Sequence[Entry[R]]) -> Iterator[Sequence[Entry[R]]]:
-    """Yield *entries* in portions that a statement can store in the time it has: nearly always all of them."""
+def portions(kind: type[Record], entries: Sequence[Entry[R]]) -> list[Sequence[Entry[R]]]:
+    """Return *entries* in portions that a statement can store in the time it has: nearly always all of them."""
+    if len(entries) == 1:
+        return [entries]
     weigh = _WEIGHTS[kind]
     weights = [len(entry.context) // 16 + weigh(entry.record) for entry in entries]
+    if sum(weights) <= _PORTION:
+        return [entries]
+    some = []
     start = size = 0
-    if sum(weights) > _PORTION:
-        for i, weight in enumerate(weights):
-            size += weight
-            if size > _PORTION and i > start:
-                yield entries[start:i]
-                start, size = i, weight
-    yield entries[start:]
+    for i, weight in enumerate(weights):
+        size += weight
+        if size > _PORTION and i > start:
+            some.append(entries[start:i])
+            start, size = i, weight
+    return [*some, entries[start:]]
 
 
-def _event(events: Sequence[Event]) -> Sequence[Column]:
-    types = [event.event_type for event in events]
-    messages = [event.message for event in events]
+def _searched(types: Column, messages: Column, *_: Column) -> Sequence[Column]:
+    """Return what is searched of events, short and long."""
     folded = _folded([*messages, *types])
     searches = [
         _search(message + SEPARATOR + event_type)
-        for message, event_type in zip(folded[: len(events)], folded[len(events) :], strict=True)
+        for message, event_type in zip(folded[: len(types)], folded[len(types) :], strict=True)
     ]
-    short: Column = searches
-    long: Column = [None] * len(events)
-    if max(map(len, searches)) > _LONG:
-        short = [search if len(search) <= _LONG else None for search in searches]
-        long = [search if len(search) > _LONG else None for search in searches]
-    return [
-        types,
-        messages,
-        [event.level for event in events],
-        [event.username for event in events],
-        short,
-        long,
-    ]
+    if max(map(len, searches)) <= _LONG:
+        return searches, [None] * len(searches)
+    return (
+        [search if len(search) <= _LONG else None for search in searches],
+        [search if len(search) > _LONG else None for search in searches],
+    )
 
 
 def _search(text: str) -> str:
@@ -187,27 +183,13 @@ def _folded(texts: Sequence[str]) -> Sequence[str]:
     return folded if len(folded) == len(texts) else [fold(text) for text in texts]
 
 
-def _sale(sales: Sequence[Sale]) -> Sequence[Column]:
-    return [
-        [sale.product_type for sale in sales],
-        [sale.amount for sale in sales],
-        [sale.currency for sale in sales],
-        [sale.status for sale in sales],
-    ]
-
-
-def _message(messages: Sequence[Message]) -> Sequence[Column]:
-    return [
-        [message.text for message in messages],
-        [message.role for message in messages],
-        [message.conversation_id for message in messages],
-    ]
-
-
-_OWN: Final[dict[type[Record], Callable[[Any], Sequence[Column]]]] = {
-    Event: _event,
-    Sale: _sale,
-    Message: _message,
+_RECORD: Final = attrgetter("record")
+_BYTES: Final = attrgetter("context", "digest")
+# The fields that records of a kind have columns for, and what makes more columns of those that only this kind has.
+_FIELDS: Final[dict[type[Record], tuple[Callable[[Any], Any], Callable[..., Sequence[Column]] | None]]] = {
+    Event: (_getter("event_type", "message", "level", "username"), _searched),
+    Sale: (_getter("product_type", "amount", "currency", "status"), None),
+    Message: (_getter("text", "role", "conversation_id"), None),
 }
 # What is indexed for searching takes by far the most time.
 _WEIGHTS: Final[dict[type[Record], Callable[[Any], int]]] = {

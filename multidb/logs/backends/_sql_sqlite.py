@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -207,16 +208,19 @@ def _insert_staged(db: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> i
     return inserted
 
 
+_OCTETS: Final = attrgetter("bytes")
+
+
 def _rows(columns: Sequence[Column]) -> list[tuple[Any, ...]]:
     ids, user_ids, moments, contexts, digests, *others = columns
     # The amounts of sales.
     others = [[*map(str, each)] if isinstance(each[0], Decimal) else each for each in others]
     return list(
         zip(
-            [uuid.bytes for uuid in ids],
+            map(_OCTETS, ids),
             user_ids,
             micros(moments),
-            [context.decode() for context in contexts],
+            map(bytes.decode, contexts),
             digests,
             *others,
             strict=True,

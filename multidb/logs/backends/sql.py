@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from itertools import chain, islice
-from operator import gt
-from typing import TYPE_CHECKING, Any
+from operator import attrgetter, gt
+from typing import TYPE_CHECKING, Any, Final
 
 from multidb._core.operation import ambiguous_after
 from multidb.errors import ConflictError
@@ -240,12 +240,15 @@ def _shape(query: Query[Any], *, after: bool = True, how: str = "") -> Shape:
     )
 
 
+_NUMBER: Final = attrgetter("record.id.int")
+
+
 def _by_id(entries: Sequence[Entry[R]]) -> Sequence[Entry[R]]:
     """Return *entries* by their ids: two that insert the same ids in the same order cannot deadlock."""
-    ids = [entry.record.id.int for entry in entries]
+    ids = [*map(_NUMBER, entries)]
     # What IdFactory has just made is in order already.
     if any(map(gt, ids, islice(ids, 1, None))):
-        return sorted(entries, key=lambda entry: entry.record.id.int)
+        return sorted(entries, key=_NUMBER)
     return entries
 
 
