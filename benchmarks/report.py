@@ -1,4 +1,4 @@
-"""`python -m benchmarks.report results.json docs`: put the figures of a run into docs/performance.md."""
+"""`python -m benchmarks.report results.json … docs`: put the figures of runs into docs/performance.md."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _setting(results: Results) -> str:
     one = results.machine
     options = results.options
     lines = [
-        f"`{results.command}`, {one['date']}, {results.minutes:g} minutes.",
+        f"`{results.command.replace('; ', '`, then `')}`, {one['date']}, {results.minutes:g} minutes.",
         f"Each figure is the median of {options['rounds']} rounds of {options['seconds']:g} s.",
         f"The large table has {options['rows']:,} rows.",
         "",
@@ -119,12 +119,16 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Rewrite the page of a run that was kept."""
+    """Rewrite the page of runs that were kept."""
     given = sys.argv[1:] if argv is None else argv
-    if len(given) != 2:
-        print("usage: python -m benchmarks.report results.json docs", file=sys.stderr)
+    if len(given) < 2:
+        print("usage: python -m benchmarks.report results.json … docs", file=sys.stderr)
         return 2
-    write(Results.load(Path(given[0])), Path(given[1]))
+    *kept, docs = map(Path, given)
+    results, *others = map(Results.load, kept)
+    for other in others:
+        results.add(other)
+    write(results, docs)
     return 0
 
 

@@ -40,6 +40,13 @@ class Results:
         stored = json.loads(path.read_text(encoding="utf-8"))
         return cls(**stored | {"cells": [Cell.from_json(cell) for cell in stored["cells"]]})
 
+    def add(self, other: Results) -> None:
+        """Take in another run on the same machine, such as one on another event loop."""
+        self.command = f"{self.command}; {other.command}"
+        self.cells += other.cells
+        self.skipped |= other.skipped
+        self.minutes = round(self.minutes + other.minutes, 1)
+
     def of(self, scenario: str, loop: str) -> list[Cell]:
         """Return the cells of a scenario."""
         return [cell for cell in self.cells if (cell.scenario, cell.loop) == (scenario, loop)]

@@ -25,8 +25,10 @@ def sample(rate: float, errors: dict[str, int] | None = None) -> Sample:
     return Sample(int(rate), 1.0, 0.5, 2.0, 0.1, errors or {})
 
 
-def cell(contender: str, *rates: float, scenario: str = "set_state", tasks: int = 1) -> Cell:
-    return Cell(scenario, contender, tasks, "asyncio", [sample(rate) for rate in rates])
+def cell(
+    contender: str, *rates: float, scenario: str = "set_state", tasks: int = 1, loop: str = "asyncio"
+) -> Cell:
+    return Cell(scenario, contender, tasks, loop, [sample(rate) for rate in rates])
 
 
 def results(*cells: Cell) -> Results:
@@ -212,6 +214,17 @@ def test_the_page(tmp_path: Path) -> None:
     assert "| set_state | redis-py | 1 | ≥ 0.9 | 0.90 | OK |" in once
     assert "Valkey 9.1.2: appendonly `yes`" in once
     assert "# Performance\n" in once
+
+
+def test_two_runs() -> None:
+    """A run on another event loop is shown beside the first."""
+    run = results(cell("multidb", 900), cell("redis-py", 1000))
+    run.add(results(cell("multidb", 1800, loop="uvloop"), cell("redis-py", 1000, loop="uvloop")))
+    made = report.sections(run, set())
+
+    assert ["asyncio", "uvloop"] == run.loops
+    assert "set_state() on Valkey, uvloop" in made["figures"]
+    assert made["setting"].startswith("`python -m benchmarks`, then `python -m benchmarks`")
 
 
 def test_a_page_without_marks() -> None:
