@@ -53,7 +53,7 @@ def encode(value: object, path: str, *, max_bytes: int, depth: int = 1, addressa
     kind = type(value)
     if kind is not str and not (
         _all_plain(value.values(), depth + 1, addressable)  # type: ignore[attr-defined]
-        if kind is dict and not addressable
+        if kind is dict and not addressable and depth <= MAX_DEPTH
         else _all_plain((value,), depth, addressable)
     ):
         value = _made_plain(value, path, depth, addressable)
