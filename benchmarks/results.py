@@ -41,9 +41,10 @@ class Results:
         return cls(**stored | {"cells": [Cell.from_json(cell) for cell in stored["cells"]]})
 
     def add(self, other: Results) -> None:
-        """Take in another run on the same machine, such as one on another event loop."""
+        """Take in another run on the same machine, on another event loop or of scenarios again, whose figures count."""
+        again = {(cell.scenario, cell.loop) for cell in other.cells}
         self.command = f"{self.command}; {other.command}"
-        self.cells += other.cells
+        self.cells = [cell for cell in self.cells if (cell.scenario, cell.loop) not in again] + other.cells
         self.skipped |= other.skipped
         self.minutes = round(self.minutes + other.minutes, 1)
 

@@ -218,3 +218,41 @@ class TestPostgres:
             await making.__aexit__(None, None, None)
         finally:
             await writer.close()
+
+    async def test_merged_beside(self, postgres_url: str) -> None:
+        """What is new is merged into the index before an INSERT has to, which would take a caller 50 ms."""
+        await execute(postgres_url, "CREATE EXTENSION pgstattuple")
+        async with opened(postgres_url, search_index=True) as backend:
+            for page in range(20):
+                await store(
+                    backend, [event("u", message=f"kedi {page} {n} {LONG[:100]}") for n in range(100)]
+                )
+            async with asyncio.timeout(10):
+                while await self._unmerged(postgres_url) > 600:  # noqa: ASYNC110 -- it is on the server
+                    await asyncio.sleep(0.01)
+
+            assert {"": 2000} == await backend.count(Query(Event, keyword="kedi"))
+
+    async def _unmerged(self, url: str) -> int:
+        ((count,),) = await execute(url, "SELECT pending_tuples FROM pgstatginindex('multidb_events_search')")
+        return int(count)
+
+    async def test_merged_by_nobody(self, postgres_url: str) -> None:
+        """Where the index is another one's it is left to the server, and nobody hears of it."""
+        async with opened(postgres_url, search_index=True):
+            pass
+        await execute(
+            postgres_url,
+            "CREATE ROLE guest LOGIN PASSWORD 'p'",
+            "GRANT SELECT, INSERT ON ALL TABLES IN SCHEMA public TO guest",
+            "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO guest",
+        )
+        try:
+            address = postgres_url.rpartition("@")[2]
+            async with opened(f"postgresql://guest:p@{address}", search_index=True) as backend:
+                for _ in range(5):
+                    await store(backend, [event("u", message="kedi") for _ in range(1000)])
+
+                assert {"": 5000} == await backend.count(Query(Event, keyword="kedi"))
+        finally:
+            await execute(postgres_url, "DROP OWNED BY guest CASCADE", "DROP ROLE guest")

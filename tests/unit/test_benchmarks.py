@@ -226,6 +226,10 @@ def test_two_runs() -> None:
     assert "set_state() on Valkey, uvloop" in made["figures"]
     assert made["setting"].startswith("`python -m benchmarks`, then `python -m benchmarks`")
 
+    run.add(results(cell("multidb", 7)))
+    assert [7] == [cell.rate for cell in run.of("set_state", "asyncio")]
+    assert 2 == len(run.of("set_state", "uvloop"))
+
 
 def test_a_page_without_marks() -> None:
     """It is not overwritten."""

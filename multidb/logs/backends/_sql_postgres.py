@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Interval, Text, bindparam, false, func, literal_column, or_, text
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 
 from multidb._core.operation import ambiguous_after
-from multidb.errors import BackendError
+from multidb.errors import BackendError, MultiDBError
 from multidb.logs._records import Event
 from multidb.logs.backends._sql_postgres_insert import insert
 from multidb.logs.backends._sql_rows import LAST_LOW, POSTGRES
@@ -80,6 +83,9 @@ _LAST: Final = literal_column("'9999-12-31 23:59:59.999999+00'::timestamptz", Ti
 _NEW_CHARACTERS: Final = (
     "INSERT INTO multidb_characters SELECT unnest($1::text[]) ON CONFLICT (character) DO NOTHING"
 )
+# Of what is new an index keeps a list, which the INSERT that makes it too long has to merge: for 50 ms or so.
+_MERGE: Final = "SELECT gin_clean_pending_list('multidb_events_search')"
+_MERGED_AT_ONCE: Final = 1500  # That INSERT comes after about 3,500 events of a hundred characters.
 _DIGESTS: Final = {
     kind: f"SELECT id, digest FROM {rows.name} WHERE id = ANY($1::uuid[])"  # noqa: S608
     for kind, rows in TABLES.items()
@@ -103,11 +109,19 @@ class PostgresFlavour:
         self._engine = engine
         self._characters: set[str] = set()
         self._known = ""
+        self._unmerged = 0
+        self._merging: asyncio.Task[None] | None = None
 
     async def look(self) -> None:
         """See whether there is an index for searching, and where its functions are."""
         found = await self._engine.fetch(_TRIGRAMS)
         self._known = _KNOWN.format(trigrams=found[0][0]) if found else ""
+
+    async def close(self) -> None:
+        """End what is under way beside the calls."""
+        if self._merging is not None:
+            self._merging.cancel()
+            await asyncio.wait((self._merging,))
 
     async def how(self, query: Query[Any], keyword: str) -> str:
         """
@@ -193,7 +207,23 @@ class PostgresFlavour:
         except BackendError:
             self._characters.clear()  # A server that has taken over from another may lack the latest.
             raise
+        if kind is Event and self._known:
+            self._note_unmerged(len(stored))
         return columns[0] if len(stored) == len(columns[0]) else [row[0] for row in stored]
+
+    def _note_unmerged(self, count: int) -> None:
+        """Have the index merge what is new now and then, before somebody's INSERT has to."""
+        self._unmerged += count
+        if self._unmerged >= _MERGED_AT_ONCE and self._merging is None:
+            self._unmerged = 0
+            self._merging = asyncio.create_task(self._merge(), name="multidb-search-index", context=Context())
+
+    async def _merge(self) -> None:
+        try:
+            with suppress(MultiDBError):  # Mostly that the index is another one's; then it is left to INSERT.
+                await self._engine.fetch(_MERGE, prepared=False)
+        finally:
+            self._merging = None
 
     async def _note_characters(self, texts: Sequence[str]) -> None:
         """See to it that the characters of *texts* are in their table before the texts are in theirs."""

@@ -101,6 +101,9 @@ class SqliteFlavour:
         """See whether there is an index for searching."""
         self._is_indexed = await is_there(self._engine)
 
+    async def close(self) -> None:
+        """Do nothing: there is nothing under way beside the calls."""
+
     async def how(self, query: Query[Any], keyword: str) -> str:
         """
         Return how *keyword* is looked for, to find the first `query.limit` records.

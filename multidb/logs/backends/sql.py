@@ -64,7 +64,8 @@ class SqlLogBackend:
         await self._flavour.look()
 
     async def close(self) -> None:
-        """There is nothing to close: the connections are the engine's."""
+        """End what is under way beside the calls; the connections are the engine's."""
+        await self._flavour.close()
 
     async def append(self, entries: Sequence[Entry[R]], /) -> Sequence[Appended]:
         """Store *entries* in one round trip; in another, look at what was there. Return the outcomes."""
