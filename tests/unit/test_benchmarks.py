@@ -227,7 +227,7 @@ def test_two_runs() -> None:
     assert made["setting"].startswith("`python -m benchmarks`, then `python -m benchmarks`")
 
     run.add(results(cell("multidb", 7)))
-    assert [7] == [cell.rate for cell in run.of("set_state", "asyncio")]
+    assert [7] == [each.per_second for each in run.of("set_state", "asyncio")]
     assert 2 == len(run.of("set_state", "uvloop"))
 
 
