@@ -25,6 +25,7 @@ from multidb.errors import (
     NotInitializedError,
     OverloadedError,
 )
+from multidb.instrumentation import Health, Status
 from multidb.settings import Settings
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = [
     "ClosedError",
     "ConfigurationError",
     "ConflictError",
+    "Health",
     "InvalidArgumentError",
     "InvalidValueError",
     "MultiDB",
@@ -43,6 +45,7 @@ __all__ = [
     "NotInitializedError",
     "OverloadedError",
     "Settings",
+    "Status",
     "__version__",
     "close_all",
     "current",

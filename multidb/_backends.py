@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
@@ -12,6 +12,11 @@ from urllib.parse import quote, unquote
 from multidb._core.clock import Clock
 from multidb._core.registry import Registry, folder_of
 from multidb.errors import BackendError, ConfigurationError, MultiDBError
+from multidb.instrumentation import Hook
+from multidb.resilience.breaker import BreakerPolicy
+from multidb.resilience.failover import FailoverOptions, Primary
+from multidb.resilience.spool import Limits, Spool
+from multidb.resilience.watch import Watch
 from multidb.settings import Settings
 
 OWN: Final = "own backend"
@@ -81,7 +86,7 @@ def explained(error: MultiDBError, store: str, built: Built) -> MultiDBError:
     return error
 
 
-_Factory: TypeAlias = Callable[[str, Settings, Clock], Built]
+_Factory: TypeAlias = Callable[[str, Settings, Clock, Sequence[Hook]], Built]
 _LOGS: Registry[_Factory] = Registry("POSTGRES_URL")
 _PROFILES: Registry[_Factory] = Registry("MONGODB_URI")
 _STATE: Registry[_Factory] = Registry("REDIS_URL")
@@ -97,22 +102,58 @@ def own(backend: object) -> Built:
     return Built(backend, location=OWN)
 
 
-def build_logs(settings: Settings, clock: Clock) -> Built:
+def build_logs(settings: Settings, clock: Clock, hooks: Sequence[Hook]) -> Built:
     """Return the log backend that *settings* name, or that on SQLite. Raises ConfigurationError."""
     url = _reveal(settings.postgres_url) or f"sqlite:///{quote(str(settings.data_dir / 'multidb.db'))}"
-    return _LOGS.find(url)(url, settings, clock)
+    return _LOGS.find(url)(url, settings, clock, hooks)
 
 
-def build_profiles(settings: Settings, clock: Clock) -> Built:
+def build_profiles(settings: Settings, clock: Clock, hooks: Sequence[Hook]) -> Built:
     """Return the profile backend that *settings* name, or that on files. Raises ConfigurationError."""
     url = _reveal(settings.mongodb_uri) or f"file://{quote(str(settings.data_dir / 'profiles'))}"
-    return _PROFILES.find(url)(url, settings, clock)
+    return _PROFILES.find(url)(url, settings, clock, hooks)
 
 
-def build_state(settings: Settings, clock: Clock) -> Built:
+def build_state(settings: Settings, clock: Clock, hooks: Sequence[Hook]) -> Built:
     """Return the state backend that *settings* name, or that with a journal. Raises ConfigurationError."""
     url = _reveal(settings.redis_url) or f"file://{quote(str(settings.data_dir / 'state'))}"
-    return _STATE.find(url)(url, settings, clock)
+    return _STATE.find(url)(url, settings, clock, hooks)
+
+
+def _spool(store: str, namespace: str, settings: Settings, clock: Clock) -> Spool:
+    limits = Limits(
+        max_bytes=settings.spool_max_bytes,
+        max_age_seconds=settings.spool_max_age_seconds,
+        min_free_bytes=settings.spool_min_free_bytes,
+        min_free_share=settings.spool_min_free_share,
+        segment_bytes=settings.spool_segment_bytes,
+        high_share=settings.spool_high_share,
+    )
+    return Spool(
+        settings.spool_dir or settings.data_dir / "spool",
+        store,
+        namespace=namespace,
+        limits=limits,
+        clock=clock,
+        any_file_system=settings.spool_any_file_system,
+    )
+
+
+def _failover_options(settings: Settings) -> FailoverOptions:
+    policy = BreakerPolicy(
+        failures=settings.breaker_failures,
+        window_seconds=settings.breaker_window_seconds,
+        window_calls=settings.breaker_window_calls,
+        window_share=settings.breaker_window_share,
+        probe_seconds=settings.breaker_probe_seconds,
+        probe_max_seconds=settings.breaker_probe_max_seconds,
+        probe_successes=settings.breaker_probe_successes,
+        flap_seconds=settings.breaker_flap_seconds,
+        flap_max_seconds=settings.breaker_flap_max_seconds,
+    )
+    return FailoverOptions(
+        settings.deadline_seconds, settings.primary_share, settings.start == "degraded", policy
+    )
 
 
 def _reveal(secret: Any) -> str | None:
@@ -130,25 +171,34 @@ def _hosts(url: str) -> str:
 
 
 @_LOGS.add("postgresql", "postgres", "postgresql+asyncpg", "postgres+asyncpg")
-def _postgres_logs(url: str, settings: Settings, clock: Clock) -> Built:
+def _postgres_logs(url: str, settings: Settings, clock: Clock, hooks: Sequence[Hook]) -> Built:
     from multidb.engines.sql import SqlEngine
     from multidb.logs.backends.sql import SqlLogBackend
 
+    share = settings.primary_share if settings.fallback == "on" else 1.0
     engine = SqlEngine(
         url,
         pool_min=settings.postgres_pool_min,
         pool_max=settings.postgres_pool_max,
-        pool_timeout_seconds=_POOL_SHARE * settings.deadline_seconds,
+        pool_timeout_seconds=_POOL_SHARE * share * settings.deadline_seconds,
         connect_timeout_seconds=settings.connect_timeout_seconds,
         command_timeout_seconds=settings.deadline_seconds,
     )
-    return Built(
-        SqlLogBackend(engine, search_index=settings.log_search_index), engine, _hosts(url), "POSTGRES_URL"
+    backend = SqlLogBackend(engine, search_index=settings.log_search_index)
+    if settings.fallback == "off":
+        return Built(backend, engine, _hosts(url), "POSTGRES_URL")
+    from multidb.logs._failover import FailoverLogBackend
+
+    spool = _spool("logs", engine.address, settings, clock)
+    watch = Watch("logs", backend.name, clock, hooks)
+    guarded = FailoverLogBackend(
+        backend, Primary(backend, engine, backend), spool, watch, _failover_options(settings)
     )
+    return Built(guarded, None, _hosts(url), "POSTGRES_URL")
 
 
 @_LOGS.add("sqlite", "sqlite+aiosqlite")
-def _sqlite_logs(url: str, settings: Settings, clock: Clock) -> Built:
+def _sqlite_logs(url: str, settings: Settings, clock: Clock, hooks: Sequence[Hook]) -> Built:
     from multidb.engines.sql import SqlEngine
     from multidb.logs.backends.sql import SqlLogBackend
 
@@ -166,7 +216,7 @@ def _sqlite_logs(url: str, settings: Settings, clock: Clock) -> Built:
 
 
 @_LOGS.add("file")
-def _file_logs(url: str, settings: Settings, clock: Clock) -> Built:
+def _file_logs(url: str, settings: Settings, clock: Clock, hooks: Sequence[Hook]) -> Built:
     from multidb.logs.backends.files import FileLogBackend
 
     folder = Path(folder_of(url, "POSTGRES_URL"))
@@ -174,14 +224,14 @@ def _file_logs(url: str, settings: Settings, clock: Clock) -> Built:
 
 
 @_LOGS.add("memory")
-def _memory_logs(url: str, settings: Settings, clock: Clock) -> Built:
+def _memory_logs(url: str, settings: Settings, clock: Clock, hooks: Sequence[Hook]) -> Built:
     from multidb.logs.backends.memory import MemoryLogBackend
 
     return Built(MemoryLogBackend())
 
 
 @_PROFILES.add("mongodb", "mongodb+srv")
-def _mongo_profiles(url: str, settings: Settings, clock: Clock) -> Built:
+def _mongo_profiles(url: str, settings: Settings, clock: Clock, hooks: Sequence[Hook]) -> Built:
     from multidb.engines._drivers import require
 
     if settings.mongo_driver == "motor":
@@ -201,7 +251,7 @@ def _mongo_profiles(url: str, settings: Settings, clock: Clock) -> Built:
 
 
 @_PROFILES.add("file")
-def _file_profiles(url: str, settings: Settings, clock: Clock) -> Built:
+def _file_profiles(url: str, settings: Settings, clock: Clock, hooks: Sequence[Hook]) -> Built:
     from multidb.profiles.backends.files import FileProfileBackend
 
     folder = Path(folder_of(url, "MONGODB_URI"))
@@ -209,14 +259,14 @@ def _file_profiles(url: str, settings: Settings, clock: Clock) -> Built:
 
 
 @_PROFILES.add("memory")
-def _memory_profiles(url: str, settings: Settings, clock: Clock) -> Built:
+def _memory_profiles(url: str, settings: Settings, clock: Clock, hooks: Sequence[Hook]) -> Built:
     from multidb.profiles.backends.memory import MemoryProfileBackend
 
     return Built(MemoryProfileBackend())
 
 
 @_STATE.add("unix", *(name + kind for name in _REDIS for kind in ("", "+cluster", "+sentinel")))
-def _redis_state(url: str, settings: Settings, clock: Clock) -> Built:
+def _redis_state(url: str, settings: Settings, clock: Clock, hooks: Sequence[Hook]) -> Built:
     from multidb.engines.redis import RedisEngine
     from multidb.state.backends.redis import RedisStateBackend
 
@@ -233,7 +283,7 @@ def _redis_state(url: str, settings: Settings, clock: Clock) -> Built:
 
 
 @_STATE.add("file")
-def _file_state(url: str, settings: Settings, clock: Clock) -> Built:
+def _file_state(url: str, settings: Settings, clock: Clock, hooks: Sequence[Hook]) -> Built:
     from multidb.state.backends.memory import MemoryStateBackend
 
     folder = Path(folder_of(url, "REDIS_URL"))
@@ -242,7 +292,7 @@ def _file_state(url: str, settings: Settings, clock: Clock) -> Built:
 
 
 @_STATE.add("memory")
-def _memory_state(url: str, settings: Settings, clock: Clock) -> Built:
+def _memory_state(url: str, settings: Settings, clock: Clock, hooks: Sequence[Hook]) -> Built:
     from multidb.state.backends.memory import MemoryStateBackend
 
     return Built(MemoryStateBackend(clock=clock))

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import warnings
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from multidb._backends import Built, SupportsAbandon, build_logs, build_profiles, build_state, explained, own
 from multidb._core.batcher import Bounds
-from multidb._core.clock import Clock, SystemClock
+from multidb._core.clock import Clock, SystemClock, utc_now
 from multidb._core.current import get_default, set_default
 from multidb._core.lifecycle import Lifecycle, Phase
 from multidb.errors import ClosedError, ConfigurationError, InvalidArgumentError, MultiDBError
+from multidb.instrumentation import Health, Status
 from multidb.logs._store import LogStore
 from multidb.profiles._store import ProfileStore
+from multidb.resilience.failover import SupportsHealth
 from multidb.resilience.route import Route
 from multidb.settings import Settings
 from multidb.state._store import StateStore
@@ -74,9 +76,9 @@ class MultiDB:
         self.settings = settings = Settings.from_env() if settings is None else settings
         clock = SystemClock() if clock is None else clock
         built = {
-            "logs": build_logs(settings, clock) if logs is None else own(logs),
-            "profiles": build_profiles(settings, clock) if profiles is None else own(profiles),
-            "state": build_state(settings, clock) if state is None else own(state),
+            "logs": build_logs(settings, clock, self._hooks) if logs is None else own(logs),
+            "profiles": build_profiles(settings, clock, self._hooks) if profiles is None else own(profiles),
+            "state": build_state(settings, clock, self._hooks) if state is None else own(state),
         }
         self.locations = {store: f"{one.backend.name}, {one.location}" for store, one in built.items()}
         """Where each store keeps its data, in words, without a secret."""
@@ -97,6 +99,8 @@ class MultiDB:
             self._routes["profiles"], clock, max_profile_bytes=settings.max_profile_bytes
         )
         self.state = StateStore(self._routes["state"], max_state_bytes=settings.max_state_bytes)
+        self._utc: Clock = clock
+        self._since = utc_now(clock)
         self._opened: AsyncExitStack | None = None
         self._closing: asyncio.Task[None] | None = None
         self._opening: asyncio.Future[None] | None = None
@@ -147,6 +151,7 @@ class MultiDB:
                 msg = "this MultiDB was closed while it was being opened"
                 raise ClosedError(msg)
             self._lifecycle.opened()
+            self._since = utc_now(self._utc)
             self._opened = opened.pop_all()
 
     async def close(self) -> None:
@@ -160,7 +165,7 @@ class MultiDB:
         if self._lifecycle.phase is Phase.OPEN and self._lifecycle.elsewhere:
             self.abandon()
         opened, self._opened = self._opened, None
-        self._lifecycle.closed()
+        self._ended()
         if opened is not None:
             self._closing = asyncio.create_task(self._close_parts(opened), name="multidb-close")
         # Whoever closes waits for it, also the second one, and the one after a close that was cancelled.
@@ -193,14 +198,36 @@ class MultiDB:
     def abandon(self) -> None:
         """Let go of everything at once: for a forked child, or when the event loop is gone."""
         self._opened = None
-        self._lifecycle.closed()
+        self._ended()
         self._abandon_parts()
+
+    def _ended(self) -> None:
+        if self._lifecycle.phase is not Phase.CLOSED:
+            self._since = utc_now(self._utc)
+        self._lifecycle.closed()
 
     def _abandon_parts(self) -> None:
         for one in self._built.values():
             for part in (one.backend, one.engine):
                 if isinstance(part, SupportsAbandon):
                     part.abandon()
+
+    def health(self) -> dict[str, Health]:
+        """
+        Return how each store fares, by its name, as far as is known without asking a server.
+
+        A store without a failover is UP as long as this MultiDB is open.
+        """
+        return {store: self._health_of(store, one.backend) for store, one in self._built.items()}
+
+    def _health_of(self, store: str, backend: Any) -> Health:
+        is_open = self._lifecycle.phase is Phase.OPEN
+        if isinstance(backend, SupportsHealth) and is_open:
+            with suppress(ClosedError):  # In a forked child it is the parent's.
+                return backend.health()
+            is_open = False
+        status = Status.UP if is_open else Status.CLOSED
+        return Health(store, backend.name, status, self._since)
 
     def has(self, hooks: Sequence[Hook], clock: Clock | None) -> bool:
         """Whether it was made with these, where they are given."""

@@ -94,10 +94,12 @@ class BackendError(MultiDBError):
     A backend could not do what was asked.
 
     *retryable*: the same call may succeed later. *ambiguous*: a write may have been applied although it failed.
+    *condition*: `read_only` or `full` where a server that answers says so of itself, else empty.
     *store*, *backend* and *operation* are filled in by the route.
     """
 
     retryable = False
+    condition = ""
 
     def __init__(self, message: str, *, ambiguous: bool = False) -> None:
         """Describe the failure without quoting data."""

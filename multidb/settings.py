@@ -67,6 +67,43 @@ class Settings(BaseModel):
     queue_max_bytes: int = Field(default=64 * _MEBIBYTE, ge=_MEBIBYTE, le=4096 * _MEBIBYTE)
     """How large the waiting calls may be together."""
 
+    fallback: Literal["on", "off"] = "on"
+    """Whether writes go to the local disk while their server is away; off: they raise what the server's absence is."""
+    start: Literal["strict", "degraded"] = "strict"
+    """Whether a server that is away when a MultiDB is opened is an error, or one that may come later."""
+    primary_share: float = Field(default=0.6, ge=0.1, le=0.9)
+    """What the server gets of a call's time, before the local disk does."""
+    spool_dir: Path | None = None
+    """The folder for what waits for a server; unset: `spool` in *data_dir*."""
+    spool_max_bytes: int = Field(default=256 * _MEBIBYTE, ge=_MEBIBYTE)
+    """How large the spool of a process and store may be; past that, writes fail."""
+    spool_max_age_seconds: float = Field(default=7 * 86400, gt=0, allow_inf_nan=False)
+    """What is older when its server is back is set aside."""
+    spool_min_free_bytes: int = Field(default=512 * _MEBIBYTE, ge=0)
+    spool_min_free_share: float = Field(default=0.05, ge=0, lt=1)
+    """What the spool leaves free on the disk: so many bytes, or this share of the disk where that is less."""
+    spool_segment_bytes: int = Field(default=4 * _MEBIBYTE, ge=4096)
+    """How large one of its files gets."""
+    spool_high_share: float = Field(default=0.8, gt=0, le=1)
+    """From this share of its size on, health says that the spool is getting full."""
+    spool_any_file_system: bool = False
+    """Whether the spool may be in memory or on a network's file system, where it may be lost."""
+
+    breaker_failures: int = Field(default=3, ge=1)
+    """After so many failures in a row a server counts as away."""
+    breaker_window_seconds: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    breaker_window_calls: int = Field(default=10, ge=1)
+    breaker_window_share: float = Field(default=0.5, gt=0, le=1)
+    """It does so, too, when of at least so many calls in so many seconds this share fails."""
+    breaker_probe_seconds: float = Field(default=0.25, gt=0, allow_inf_nan=False)
+    breaker_probe_max_seconds: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """The first pause between probes of a server that is away, and the longest one."""
+    breaker_probe_successes: int = Field(default=2, ge=1)
+    """After so many good probes it counts as back."""
+    breaker_flap_seconds: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+    breaker_flap_max_seconds: float = Field(default=15.0, gt=0, allow_inf_nan=False)
+    """Away again so soon after it was back, the first pause doubles, up to the second of these."""
+
     log_search_index: bool = True
     """Whether the logs on PostgreSQL and SQLite get an index for searching, which is most of what an append costs."""
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeAlias, TypeVar, cast
 
+from multidb._core.carrier import TICK_SECONDS, carrier
 from multidb._core.operation import own_copy
 from multidb.errors import (
     BackendError,
@@ -20,13 +22,15 @@ from multidb.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator, Sequence
+    from collections.abc import Awaitable, Hashable, Iterable, Iterator
+
+    from multidb._core.carrier import Rest
 
 I = TypeVar("I")  # noqa: E741 -- an item, as R is a result
 R = TypeVar("R")
 
-# Deadlines are kept to this: a burst of calls that time out one after the other is looked through once.
-_TICK_SECONDS: Final = 0.01
+_Flush: TypeAlias = Callable[[list[I]], Coroutine[Any, Any, Sequence[R | Exception]]]
+
 _BY_THE_DRIVER: Final = "the call was cancelled by the driver"
 
 
@@ -58,36 +62,53 @@ class _Call(Generic[I, R]):
 class _Flight(Generic[I, R]):
     """A task that flushes, one batch after the other, and the batch that it is at."""
 
-    __slots__ = ("calls", "keys", "task")
+    __slots__ = ("_batcher", "calls", "end", "keys", "rest", "task")
 
-    def __init__(self) -> None:
+    def __init__(self, batcher: Batcher[I, R], rest: Rest | None = None) -> None:
+        self._batcher = batcher
         self.calls: list[_Call[I, R]] = []
         self.keys: set[Hashable] = set()
+        self.rest = rest
+        """What the first batch is given to instead of a flush."""
         self.task: asyncio.Task[None]
+        self.end: float | None = None
+
+    def hand_over(self, rest: Rest, /) -> None:
+        """See `Carrier`."""
+        self._batcher.hand_over(self, rest)
 
 
 class _Alone:
     """A call that is flushed in its caller's own task."""
 
-    __slots__ = ("_cancelling", "_is_late", "deadline", "ended", "task")
+    __slots__ = ("_cancelling", "_is_given_up", "end", "ended", "rest", "task")
 
     def __init__(self, deadline: float) -> None:
         self.task = cast("asyncio.Task[Any]", asyncio.current_task())
-        self.deadline = deadline
+        self.end = deadline
         self.ended: asyncio.Future[None] | None = None
         """Somebody waits for the end."""
         self._cancelling = self.task.cancelling()
-        self._is_late = False
+        self._is_given_up = False
+        self.rest: Rest | None = None
+        """What goes on with it since it was handed over."""
 
     def give_up(self) -> None:
         """Cancel it, as its deadline is over."""
-        self._is_late = True
-        self.task.cancel()
+        if self.rest is None:
+            self._is_given_up = True
+            self.task.cancel()
+
+    def hand_over(self, rest: Rest, /) -> None:
+        """See `Carrier`."""
+        if not self._is_given_up and self.rest is None:
+            self.give_up()
+            self.rest = rest
 
     def was_given_up(self) -> bool:
-        """Take a cancellation by `give_up()` back; return whether there was one, and no other."""
-        was_late, self._is_late = self._is_late, False
-        return was_late and self.task.uncancel() <= self._cancelling
+        """Take a cancellation by one of these back; return whether there was one, and no other."""
+        was, self._is_given_up = self._is_given_up, False
+        return was and self.task.uncancel() <= self._cancelling
 
 
 class Batcher(Generic[I, R]):
@@ -108,7 +129,7 @@ class Batcher(Generic[I, R]):
 
     def __init__(
         self,
-        flush: Callable[[list[I]], Coroutine[Any, Any, Sequence[R | Exception]]],
+        flush: _Flush[I, R],
         *,
         deadline_seconds: float,
         writes: bool,
@@ -163,18 +184,23 @@ class Batcher(Generic[I, R]):
         loop = asyncio.get_running_loop()
         self._alone = alone = _Alone(loop.time() + self._seconds)
         if self._alarm is None:
-            self._alarm = loop.call_at(alone.deadline, self._ring)
+            self._alarm = loop.call_at(alone.end, self._ring)
         keys = set() if self._key is None else {self._key(item)}
         self._busy |= keys
+        token = carrier.set(alone)
         try:
             (result,) = self._checked(await self._flush([item]), 1)
         except asyncio.CancelledError as exc:
             if alone.was_given_up():
-                raise self._late() from exc
-            if _is_cancelled():
+                if alone.rest is None:
+                    raise self._late() from exc
+                result = await self._in_time(item, alone.rest, alone.end)
+            elif _is_cancelled():
                 raise
-            raise self._unanswered(_BY_THE_DRIVER) from None
+            else:
+                raise self._unanswered(_BY_THE_DRIVER) from None
         finally:
+            carrier.reset(token)
             alone.was_given_up()  # A driver may have said something else than that it was cancelled.
             self._alone = None
             self._busy -= keys
@@ -184,6 +210,14 @@ class Batcher(Generic[I, R]):
                 self._start()  # They may have waited for the key.
         if isinstance(result, Exception):
             raise result
+        return result
+
+    async def _in_time(self, item: I, rest: Rest, end: float) -> R | Exception:
+        try:
+            async with asyncio.timeout_at(end):
+                (result,) = self._checked(await rest([item]), 1)
+        except TimeoutError as exc:
+            raise self._late() from exc
         return result
 
     async def drain(self, seconds: float) -> None:
@@ -254,17 +288,33 @@ class Batcher(Generic[I, R]):
     # Flushing
 
     def _start(self) -> None:
-        flight: _Flight[I, R] = _Flight()
+        self._launch(_Flight(self))
+
+    def _launch(self, flight: _Flight[I, R]) -> None:
         self._flights.add(flight)
         # In a context of its own: what it does is no part of what the caller does that happens to be the first.
         flight.task = asyncio.create_task(self._fly(flight), name=self._name, context=Context())
         flight.task.add_done_callback(partial(self._look_after, flight))
 
     async def _fly(self, flight: _Flight[I, R]) -> None:
+        carrier.set(flight)
+        if flight.rest is not None:
+            await self._settle(flight, flight.calls, flight.rest)
         # One that was given up ends here, should its driver answer after all.
         while flight in self._flights and self._board(flight):
-            await self._settle(flight.calls)
+            await self._settle(flight, flight.calls, self._flush)
         self._land(flight)
+
+    def hand_over(self, flight: _Flight[I, R], rest: Rest) -> None:
+        """Give the calls of *flight* to *rest*, in a flight that takes its place."""
+        if flight not in self._flights:
+            return
+        another: _Flight[I, R] = _Flight(self, rest)
+        another.keys = flight.keys
+        another.calls, flight.calls = flight.calls, []
+        self._abandon(flight)
+        self._busy |= another.keys
+        self._launch(another)
 
     def _land(self, flight: _Flight[I, R]) -> None:
         if flight in self._flights:
@@ -321,30 +371,34 @@ class Batcher(Generic[I, R]):
                 flight.keys.add(key)
         queue.extendleft(reversed(held))
 
-    async def _settle(self, calls: Sequence[_Call[I, R]]) -> None:
-        """Flush *calls*. What fails because of one of them is tried again in halves."""
+    async def _settle(self, flight: _Flight[I, R], calls: Sequence[_Call[I, R]], flush: _Flush[I, R]) -> None:
+        """Give *calls* to *flush*. What fails because of one of them is tried again in halves."""
         calls = [call for call in calls if not call.future.done()]
-        if not calls:
+        if not calls or flight not in self._flights:
             return
+        flight.end = calls[0].deadline  # Of the first to come, and so of the first to give up.
         try:
-            results = self._checked(await self._flush([call.item for call in calls]), len(calls))
+            results = self._checked(await flush([call.item for call in calls]), len(calls))
         except asyncio.CancelledError:
             if _is_cancelled():
                 raise
             _fail(calls, self._unanswered(_BY_THE_DRIVER))
         except Exception as exc:  # noqa: BLE001 -- whatever it is, it is the callers'
-            if len(calls) == 1 or not self._concerns_items(exc):
-                _fail(calls, exc)
-                return
-            middle = len(calls) // 2
-            await self._settle(calls[:middle])
-            await self._settle(calls[middle:])
+            if flight in self._flights:  # Else others answer for it.
+                await self._failed(flight, calls, flush, exc)
         else:
-            for call, result in zip(calls, results, strict=True):
-                if isinstance(result, Exception):
-                    _fail((call,), result)
-                elif not call.future.done():
-                    call.future.set_result(result)
+            if flight in self._flights:
+                _answer(calls, results)
+
+    async def _failed(
+        self, flight: _Flight[I, R], calls: Sequence[_Call[I, R]], flush: _Flush[I, R], exc: Exception
+    ) -> None:
+        if len(calls) == 1 or not self._concerns_items(exc):
+            _fail(calls, exc)
+            return
+        middle = len(calls) // 2
+        await self._settle(flight, calls[:middle], flush)
+        await self._settle(flight, calls[middle:], flush)
 
     def _checked(self, results: Sequence[R | Exception], count: int) -> Sequence[R | Exception]:
         if len(results) != count:
@@ -369,7 +423,7 @@ class Batcher(Generic[I, R]):
 
     def _ring(self) -> None:
         # An answer may have come while the loop was busy with something else for longer than the deadline.
-        self._alarm = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._expire)
+        self._alarm = asyncio.get_running_loop().call_later(TICK_SECONDS, self._expire)
 
     def _expire(self) -> None:
         """Answer the callers whose deadline is over; look again when the next one is."""
@@ -381,7 +435,7 @@ class Batcher(Generic[I, R]):
             if expired and len(expired) == len(flight.calls):
                 self._abandon(flight)
         alone = self._alone
-        if alone is not None and alone.deadline <= now:
+        if alone is not None and alone.end <= now:
             alone.give_up()
         unsent = f"not sent within {self._seconds:g} seconds: too many calls at once; nothing was done"
         _fail(tuple(self._expired(now)), OverloadedError(unsent))
@@ -391,8 +445,8 @@ class Batcher(Generic[I, R]):
         waiting = [calls[0] for calls in (self._queue, self._waiting) if calls]
         calls = [*waiting, *(call for flight in self._flights for call in flight.calls)]
         deadlines = [call.deadline for call in calls if call.deadline is not None and call.deadline > now]
-        if alone is not None and alone.deadline > now:
-            deadlines.append(alone.deadline)
+        if alone is not None and alone.end > now:
+            deadlines.append(alone.end)
         self._alarm = loop.call_at(min(deadlines), self._ring) if deadlines else None
 
     def _expired(self, now: float) -> Iterator[_Call[I, R]]:
@@ -419,6 +473,14 @@ def _is_cancelled() -> bool:
 
 def _is_over(call: _Call[Any, Any], now: float) -> bool:
     return call.deadline is not None and call.deadline <= now
+
+
+def _answer(calls: Iterable[_Call[Any, R]], results: Sequence[R | Exception]) -> None:
+    for call, result in zip(calls, results, strict=True):
+        if isinstance(result, Exception):
+            _fail((call,), result)
+        elif not call.future.done():
+            call.future.set_result(result)
 
 
 def _fail(calls: Iterable[_Call[Any, Any]], exc: Exception) -> None:

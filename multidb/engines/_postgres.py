@@ -6,6 +6,7 @@ import asyncio
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl, urlsplit
 from uuid import uuid4
 
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -39,6 +40,7 @@ class PostgresDriver:
         self._asyncpg: Any = require("asyncpg", "postgres")
         self._address = address
         self._options = options
+        self.address = _place(address)
         self.most = options.pool_max
         self._unwanted: set[asyncio.Future[Any]] = set()
 
@@ -83,6 +85,10 @@ class PostgresDriver:
     async def ping(self, connection: Any) -> None:
         """Return when the server has answered, within half of what a command may take."""
         await connection.fetchval("SELECT 1", timeout=self._options.command_timeout_seconds / 2)
+
+    async def run_script(self, connection: Any, sql: str) -> None:
+        """Run several statements, which may begin and end transactions."""
+        await connection.execute(sql)
 
     async def fetch(self, connection: Any, sql: str, args: Sequence[Any], prepared: bool) -> Sequence[Any]:
         """Run one statement; return its rows. Not *prepared*: planned anew for these *args*."""
@@ -177,3 +183,22 @@ class PostgresDriver:
             "default_transaction_isolation": "read committed",
             "timezone": "UTC",
         }
+
+
+def _place(address: PostgresAddress) -> str:
+    """Return hosts, ports, database and schema, as far as the URL says them: what is in it is what a namespace is."""
+    given = dict(parse_qsl(urlsplit(address.dsn).query))
+    hosts = ",".join(address.hosts) or given.get("host", "")
+    ports = ",".join(map(str, address.ports)) or given.get("port", "")
+    database = address.database or given.get("dbname") or address.user or given.get("user") or ""
+    parts = [f"postgresql://{hosts}:{ports or 5432}/{database}"]
+    parts += [
+        f"{name}={value}"
+        for name, value in [
+            ("service", given.get("service")),
+            ("search_path", address.session.get("search_path")),
+            ("options", address.session.get("options")),
+        ]
+        if value
+    ]
+    return " ".join(parts)

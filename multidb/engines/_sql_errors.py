@@ -33,11 +33,14 @@ class _Rule:
     error: type[MultiDBError]
     text: str
     ambiguous: bool = False
+    condition: str = ""
 
     def build(self, code: str, *, writes: bool) -> MultiDBError:
         msg = f"{self.text} ({code})"
         if issubclass(self.error, BackendError):
-            return self.error(msg, ambiguous=self.ambiguous and writes)
+            error = self.error(msg, ambiguous=self.ambiguous and writes)
+            error.condition = self.condition
+            return error
         return self.error(msg)
 
 
@@ -53,7 +56,7 @@ _POSTGRES: Final = {
     "08": _LOST,
     "22": _REFUSED_DATA,
     "23": _Rule(ConflictError, "the database refused the data"),
-    "25006": _Rule(BackendUnavailableError, "the server is read-only"),
+    "25006": _Rule(BackendUnavailableError, "the server is read-only", condition="read_only"),
     "25P03": _LOST,
     "26000": _POOLER,
     "28": _Rule(ConfigurationError, "PostgreSQL refused the user, the password or the host"),
@@ -67,7 +70,7 @@ _POSTGRES: Final = {
         "the database user lacks a privilege on the tables or, to create them, on the schema",
     ),
     "42P05": _POOLER,
-    "53": _Rule(OverloadedError, "the server is out of connections, memory or disk"),
+    "53": _Rule(OverloadedError, "the server is out of connections, memory or disk", condition="full"),
     "54": _REFUSED_DATA,
     "55P03": _Rule(BackendTimeoutError, "waited too long for a lock"),
     "57014": _Rule(BackendTimeoutError, "the statement took too long"),

@@ -168,6 +168,21 @@ class ConnectionPool:
             if writing is not None:
                 writing.leave()
 
+    async def run_apart(self, call: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """Return what *call* returns on a new connection that is no part of the pool and is dropped afterwards."""
+        link = await self._connect()
+        try:
+            with translating():
+                return await call(link.connection, *args)
+        finally:
+            self._drop(link)
+
+    def reset(self) -> None:
+        """Drop every connection: calls under way fail, and make room."""
+        for link in [*self._links]:
+            self._drop(link)
+        self._idle.clear()
+
     async def close(self) -> None:
         """Close the connections within two seconds or so; calls under way fail."""
         if self._engine is None:
@@ -221,6 +236,10 @@ class ConnectionPool:
             link = self._idle.pop()
             if await self._is_alive(link):
                 return link
+        return await self._connect()
+
+    async def _connect(self) -> _Link:
+        """Return a new connection."""
         if self._engine is None:
             raise ClosedError("the SQL engine is not open")
         with translating():

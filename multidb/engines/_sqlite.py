@@ -58,6 +58,7 @@ class SqliteDriver:
     def __init__(self, address: SqliteAddress, options: PoolOptions) -> None:
         """Remember where the file is. Raises ConfigurationError when aiosqlite is not installed."""
         require("aiosqlite", "sqlite")
+        self.address = address.path
         self._path = Path(address.path)
         # More of them would only wait for each other.
         self.most = min(options.pool_min, options.pool_max)

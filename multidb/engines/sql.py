@@ -54,6 +54,11 @@ class SqlEngine:
         """`postgresql` or `sqlite`."""
         return self._driver.name
 
+    @property
+    def address(self) -> str:
+        """Which database it is, the same for everybody who means it by the same name; nothing of it is secret."""
+        return self._driver.address
+
     async def open(self) -> None:
         """
         Connect once and look at the database; a SQLite file is created, with its folder.
@@ -86,6 +91,16 @@ class SqlEngine:
     async def ping(self) -> None:
         """Return when the database has answered. Raises what a call would raise."""
         await self._opened().run(self._driver.ping, writes=False)
+
+    async def probe(self, sql: str) -> None:
+        """PostgreSQL only: run statements that write, on a new connection of their own. Raises what a call would."""
+        driver: Any = self._driver
+        await self._opened().run_apart(driver.run_script, sql)
+
+    def reset(self) -> None:
+        """Drop every connection: calls under way fail, and the next ones connect anew."""
+        if self._pool is not None:
+            self._pool.reset()
 
     def fetch(
         self, sql: str, args: Sequence[Any] = (), *, writes: bool = False, prepared: bool = True

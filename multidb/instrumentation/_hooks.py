@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
+
+if TYPE_CHECKING:
+    from multidb.instrumentation._health import ReplayDetails, SetAsideDetails, TransitionDetails
 
 Outcome: TypeAlias = Literal["ok", "error", "timeout", "cancelled"]
 
@@ -28,6 +31,33 @@ class Hook(Protocol):
 
     def on_operation(self, details: OperationDetails, /) -> None:
         """Take note of a finished call."""
+        ...
+
+
+@runtime_checkable
+class SupportsTransition(Protocol):
+    """Optional for a hook: is told when a store comes into another status."""
+
+    def on_transition(self, details: TransitionDetails, /) -> None:
+        """Take note of a new status."""
+        ...
+
+
+@runtime_checkable
+class SupportsReplay(Protocol):
+    """Optional for a hook: is told of every batch that is replayed to a server."""
+
+    def on_replay(self, details: ReplayDetails, /) -> None:
+        """Take note of a replayed batch."""
+        ...
+
+
+@runtime_checkable
+class SupportsSetAside(Protocol):
+    """Optional for a hook: is told of every record that is set aside."""
+
+    def on_set_aside(self, details: SetAsideDetails, /) -> None:
+        """Take note of a record that is set aside."""
         ...
 
 

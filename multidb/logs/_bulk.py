@@ -86,7 +86,7 @@ class Bulk:
         with ambiguous_after(self._begun):
             outcomes = task.result()
         self._begun = True
-        self.stored += outcomes.count(Appended.STORED)
+        self.stored += outcomes.count(Appended.STORED) + outcomes.count(Appended.SPOOLED)
         self.conflicts += [
             str(entry.record.id)
             for entry, outcome in zip(self._sent, outcomes, strict=True)

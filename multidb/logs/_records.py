@@ -34,12 +34,24 @@ STATUS_STEPS: dict[SaleStatus, tuple[SaleStatus, ...]] = {
 class Record(BaseModel):
     """What all records have: an id (UUIDv7 unless the caller gave one), whose it is, when (UTC), and free-form JSON."""
 
+    # No field, so that it is no part of what a record is: of equality, of JSON, of a copy.
+    __slots__ = ("_spooled",)
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: UUID
     user_id: str
     timestamp: datetime
     context: dict[str, Any] = {}
+
+    @property
+    def is_spooled(self) -> bool:
+        """
+        Whether the call that returned this record put it on the local disk, as the server was away.
+
+        It is as durable, and gets to the server by itself; until then nothing that reads finds it.
+        """
+        return getattr(self, "_spooled", False)
 
 
 class Event(Record):
@@ -102,6 +114,11 @@ class MessageStats(BaseModel):
 @cache
 def _fields_set(kind: type[BaseModel]) -> set[str]:
     return set(kind.model_fields)
+
+
+def mark_spooled(record: Record) -> None:
+    """Make *record* say that it is on the local disk."""
+    object.__setattr__(record, "_spooled", True)
 
 
 def made(kind: type[M], fields: dict[str, Any]) -> M:

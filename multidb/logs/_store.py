@@ -31,6 +31,7 @@ from multidb.logs._records import (
     SaleStatus,
     Session,
     made,
+    mark_spooled,
 )
 from multidb.logs.protocol import BUCKETS, Appended, Bucket, Entry, LogBackend, Query, R, SessionTouch
 
@@ -522,9 +523,12 @@ class LogStore:
 
     async def _append_one(self, operation: Operation, entry: Entry[Any], text: str = "") -> None:
         size = len(entry.context) + len(text)
-        if await self._appends[type(entry.record)].run(operation, entry, size) is Appended.CONFLICT:
+        outcome = await self._appends[type(entry.record)].run(operation, entry, size)
+        if outcome is Appended.CONFLICT:
             msg = f"id {entry.record.id} is stored with other content"
             raise ConflictError(msg)
+        if outcome is Appended.SPOOLED:
+            mark_spooled(entry.record)
 
     def _entry_of(self, event: Event | Mapping[str, Any], i: int) -> Entry[Event]:
         """Return the entry for the event at position *i* of those to be logged."""

@@ -33,6 +33,8 @@ class Appended(Enum):
     """The id was there already, with the same digest: nothing was written, and that is right."""
     CONFLICT = "conflict"
     """The id was there already, with another digest: nothing was written."""
+    SPOOLED = "spooled"
+    """It is durable on the local disk, and will be stored when the server is back. Only failover says so."""
 
 
 class Entry(NamedTuple, Generic[R]):

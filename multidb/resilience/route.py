@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from time import perf_counter
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from multidb._core.batcher import Batcher
-from multidb.errors import BackendError, BackendTimeoutError, BackendUnavailableError
+from multidb._core.carrier import Errand
+from multidb.errors import BackendError, BackendTimeoutError
 from multidb.instrumentation import OperationDetails, Outcome
 
 if TYPE_CHECKING:
@@ -118,35 +119,9 @@ class Route(Generic[B]):
             self._batchers.append(batched.batcher)
         return batched
 
-    async def _bounded(self, operation: Operation, call: Awaitable[R], seconds: float) -> R:
-        # Not asyncio.timeout(): a driver whose own cancellation hangs (asyncpg on a stopped server) would hang with it.
+    def _bounded(self, operation: Operation, call: Awaitable[R], seconds: float) -> Coroutine[Any, Any, R]:
         name = f"multidb-{operation.store}-{operation.name}"
-        task = asyncio.create_task(cast("Coroutine[Any, Any, R]", call), name=name)
-        self._running.add(task)
-        try:
-            await asyncio.wait((task,), timeout=seconds)
-        except asyncio.CancelledError:
-            self._abandon(task)
-            raise
-        if task.done():
-            self._running.discard(task)
-            if task.cancelled():  # By something below, as nobody cancelled this call.
-                msg = "the call was cancelled by the driver"
-                raise BackendUnavailableError(msg, ambiguous=operation.writes)
-            return task.result()
-        self._abandon(task)
-        msg = f"no answer within {seconds:g} seconds"
-        raise BackendTimeoutError(msg, ambiguous=operation.writes)
-
-    def _abandon(self, task: asyncio.Task[Any]) -> None:
-        """Cancel *task* without waiting for it, and take note of how it ends so that asyncio does not complain."""
-        task.add_done_callback(self._forget)
-        task.cancel()
-
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        self._running.discard(task)
-        if not task.cancelled():
-            task.exception()
+        return Errand[R](name, self._running, writes=operation.writes).run(call, seconds)
 
     async def drain(self, seconds: float) -> None:
         """Wait up to *seconds* for the calls under way, and those given up on, to end."""

@@ -439,6 +439,7 @@ class TestProxyOnServers:
                 mongodb_uri=two.proxied(mongodb_uri),
                 redis_url=three.proxied(redis_url),
                 deadline_seconds=1.0,
+                fallback="off",
             )
             calls = [
                 lambda db: db.logs.log_event("u", "e"),

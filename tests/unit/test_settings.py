@@ -90,7 +90,9 @@ def test_names() -> None:
 def test_every_setting_has_a_name() -> None:
     """Each setting can be given by the environment."""
     unprefixed = {"postgres_url", "mongodb_uri", "mongodb_db", "redis_url"}
-    for name, value in Settings(mongodb_db="db", redis_url="r", mongodb_uri="m", postgres_url="p"):
+    for name, value in Settings(
+        mongodb_db="db", redis_url="r", mongodb_uri="m", postgres_url="p", spool_dir="s"
+    ):
         text = value.get_secret_value() if hasattr(value, "get_secret_value") else str(value)
         settings = from_env(**{name.upper() if name in unprefixed else f"MULTIDB_{name.upper()}": text})
 

@@ -96,6 +96,17 @@ _TOUCH: Final = TOUCH.format(
     "AS t (user_id, session_id, seen_at, expires_at, context)",
     later="greatest",
 )
+# It takes the privilege, the room and the locks of an append. The row is rolled back, and the commit is a real one,
+# as the transaction has a number by then: it waits for the disk, and for the replicas that commits wait for.
+PROBE: Final = f"""
+BEGIN;
+SAVEPOINT before;
+INSERT INTO {EVENTS.name} (id, user_id, timestamp, context, digest, event_type, message, level)
+    VALUES (gen_random_uuid(), '', now(), '{{}}', '', '', '', 'DEBUG');
+ROLLBACK TO SAVEPOINT before;
+SELECT txid_current();
+COMMIT
+"""  # noqa: S608
 
 
 class PostgresFlavour:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from multidb._core.operation import ambiguous_after
 from multidb.errors import ConflictError
 from multidb.logs._records import Event, Message, MessageStats, Sale, Session
-from multidb.logs.backends._sql_postgres import PostgresFlavour
+from multidb.logs.backends._sql_postgres import PROBE, PostgresFlavour
 from multidb.logs.backends._sql_rows import columns_of, portions, reader
 from multidb.logs.backends._sql_schema import create_or_upgrade
 from multidb.logs.backends._sql_sqlite import SqliteFlavour
@@ -66,6 +66,14 @@ class SqlLogBackend:
     async def close(self) -> None:
         """End what is under way beside the calls; the connections are the engine's."""
         await self._flavour.close()
+
+    async def probe(self) -> None:
+        """PostgreSQL only: see whether an append would work, on a new connection; nothing is left of it."""
+        await self._engine.probe(PROBE)
+
+    def reset(self) -> None:
+        """Drop every connection."""
+        self._engine.reset()
 
     async def append(self, entries: Sequence[Entry[R]], /) -> Sequence[Appended]:
         """Store *entries* in one round trip; in another, look at what was there. Return the outcomes."""

@@ -61,6 +61,7 @@ class SpoolFiles:
         self._rejected = RejectedFiles(root / host / REJECTED / header.store, new_name(), header)
         self._rejected_count = RejectedCount(root, header)
         self._others = 0
+        self._found: list[str] = []
         self._free_bytes: int | None = None
         self._last_append = 0.0
 
@@ -139,6 +140,11 @@ class SpoolFiles:
         """Set a *record* aside that is refused for *reason*. It is done with the batch it came in. Raises OSError."""
         self._set_aside([Rejection(reason, place_of(record.position), record.time, record.data)])
 
+    def found(self) -> list[str]:
+        """Return the reasons for what `read()` has set aside since the last time."""
+        found, self._found = self._found, []
+        return found
+
     def _read_from(self, source: Source, most: int, max_bytes: int) -> Batch | None:
         """Return the next records of *source*, with what is no good out of the way; None when there is none."""
         while True:
@@ -149,6 +155,7 @@ class SpoolFiles:
             fresh = {at: each for at, each in reading.rejections.items() if at not in source.set_aside}
             if fresh:
                 self._set_aside(list(fresh.values()))
+                self._found += [rejection.reason for rejection in fresh.values()]
                 source.set_aside |= fresh.keys()
             if reading.records and reading.end is not None:
                 return Batch(tuple(reading.records), reading.end)

@@ -129,6 +129,10 @@ class Spool:
         opened.note()
         return batch
 
+    def found(self) -> list[str]:
+        """Return, for each record that `read_batch()` has set aside since this was called last, the reason."""
+        return self._here().files.found()
+
     async def done(self, position: Position, /) -> None:
         """
         Take everything up to *position* for done: of a whole batch, or of a record in it.
