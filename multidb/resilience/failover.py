@@ -166,6 +166,7 @@ class Failover:
                 away = exc
             opened.pop_all()
         self._is_open = True
+        self._spool_error = self._kept_after = None
         self._guard.start(away)
         self._replayer.start(self._guard)
         self._update()

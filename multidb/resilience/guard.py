@@ -158,7 +158,8 @@ class Guard:
         self._share = share
         self._fair_seconds = _FAIR * deadline_seconds
         self._now = now
-        self._breaker = Breaker(policy, now=now, on_change=self._changed, seed=seed)
+        self._new_breaker = partial(Breaker, policy, now=now, on_change=self._changed, seed=seed)
+        self._breaker = self._new_breaker()
         self._wrong: ConfigurationError | None = None
         self._running = False
         self._prober: asyncio.Task[None] | None = None
@@ -207,7 +208,10 @@ class Guard:
         return refusal
 
     def start(self, error: BackendError | None = None) -> None:
-        """Begin; with an *error* as one whose server is away."""
+        """Begin, also anew; with an *error* as one whose server is away."""
+        self._breaker, self._wrong = self._new_breaker(), None
+        self._closed = asyncio.Event()  # The loop may be another one.
+        self._closed.set()
         self._running = True
         if error is not None:
             self._breaker.trip(error)

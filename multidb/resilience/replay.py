@@ -85,6 +85,7 @@ class Replayer:
 
     def start(self, guard: Guard) -> None:
         """Replay in the background, whenever there is something and calls go to the server."""
+        self._turn = asyncio.Lock()
         self._task = asyncio.create_task(
             self._run(guard), name=f"multidb-{self._spool.store}-replay", context=Context()
         )

@@ -929,6 +929,65 @@ async def test_start_degraded_with_wrong_password() -> None:
 
 
 @in_virtual_time
+async def test_opened_again() -> None:
+    """An outage that began before a close, as where another store could not be opened, is no part of the next open."""
+    it = Rig(starts_degraded=True)
+    it.faulty.inject(Fail(), only=["open"])
+    await it.backend.open()
+    it.spool.failure = OverloadedError("full")
+    with pytest.raises(OverloadedError):
+        await it.logs.log_event("u", "x", "0")
+    it.spool.failure = None
+    await it.backend.close()
+    await it.backend.open()
+    assert DEGRADED is it.status
+    await it.logs.log_event("u", "x", "1")
+    it.faulty.heal()
+    await it.back()
+    assert ["1"] == await it.stored()
+    it.breaks()
+    await it.logs.log_event("u", "x", "2")
+    await it.backend.close()
+    it.faulty.heal()
+    await it.backend.open()
+
+    assert not (await it.logs.log_event("u", "x", "3")).is_spooled
+    await it.back()
+    assert ["1", "2", "3"] == sorted(await it.stored())
+    await it.backend.close()
+    await turns()
+
+
+def test_opened_again_in_another_loop() -> None:
+    """What is left of a loop that is gone, such as somebody who waited in it, is in nobody's way."""
+    rigs: list[Rig] = []
+
+    @in_virtual_time
+    async def first() -> None:
+        rigs.append(it := Rig(starts_degraded=True))
+        it.faulty.inject(Fail(), only=["open"])
+        await it.backend.open()
+        await it.logs.log_event("u", "x", "1")
+        await asyncio.sleep(1)
+        await it.backend.close()
+
+    @in_virtual_time
+    async def second() -> None:
+        it = rigs[0]
+        it.spool._waiting = asyncio.Event()
+        await it.backend.open()
+        await asyncio.sleep(1)
+        it.faulty.heal()
+        await it.back()
+
+        assert ["1"] == await it.stored()
+        await it.backend.close()
+
+    first()
+    second()
+
+
+@in_virtual_time
 async def test_close_while_away() -> None:
     """Closing during an outage waits for nobody; what is spooled stays there."""
     it = Rig()
