@@ -97,10 +97,11 @@ class FailoverLogBackend:
         self, sale_id: UUID, status: SaleStatus, allowed_from: Sequence[SaleStatus], /
     ) -> Sale | None:
         """Give a sale on the server a new status. Raises BackendUnavailableError, too, while it may be on its way."""
+        pending = self._failover.pending  # Afterwards it may have got there, too late to be found.
         sale = await self._failover.run(
             lambda: self._backend.set_sale_status(sale_id, status, allowed_from), Kind.WRITE
         )
-        if sale is None and self._failover.pending:
+        if sale is None and pending:
             msg = "there is no such sale on the server yet, and records are on their way there"
             raise BackendUnavailableError(msg)
         return sale

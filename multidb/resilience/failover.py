@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, runtime_checkable
 
-from multidb.errors import BackendError, ConfigurationError
+from multidb.errors import BackendError, ClosedError, ConfigurationError
 from multidb.instrumentation import Status
 from multidb.resilience.breaker import BreakerPolicy, BreakerState
 from multidb.resilience.guard import Guard, Kind, SupportsProbe
@@ -71,6 +71,7 @@ class Primary:
         self._backend = backend
         self._parts = parts
         self._opened: AsyncExitStack | None = None
+        self._is_wanted = False
 
     @property
     def is_open(self) -> bool:
@@ -78,21 +79,26 @@ class Primary:
         return self._opened is not None
 
     async def open(self) -> None:
-        """Open everything, or nothing."""
+        """Open everything, or nothing. Raises as they do, and ClosedError where it is closed meanwhile."""
+        self._is_wanted = True
         async with AsyncExitStack() as opened:
             for part in self._parts:
                 opened.push_async_callback(part.close)
                 await part.open()
+            if not self._is_wanted:  # Nobody waits for it any more, and it could not be cancelled.
+                raise ClosedError("closed while it was being opened")
             self._opened = opened.pop_all()
 
     async def close(self) -> None:
         """Close in reverse."""
+        self._is_wanted = False
         opened, self._opened = self._opened, None
         if opened is not None:
             await opened.aclose()
 
     def abandon(self) -> None:
         """Let go of everything without the event loop."""
+        self._is_wanted = False
         self._opened = None
         for part in reversed(self._parts):
             abandon: Callable[[], None] | None = getattr(part, "abandon", None)

@@ -30,6 +30,8 @@ R = TypeVar("R")
 
 _log = logging.getLogger("multidb")
 
+# Its own timeouts end it, where a new schema takes long; this one is for what has none.
+_OPEN_SECONDS: Final = 3600.0
 # A call that ends by itself ends a little before the route gives it up: then it is known why.
 _ALL: Final = 0.97
 # Who got less than this share of its time, because it waited for others, does not show that the server hangs.
@@ -287,14 +289,16 @@ class Guard:
         ticket = _Ticket(given, kind, made, due, began, instead)
         under_way = self._under_way
         under_way.add(ticket)
-        if self._alarm is None or due < self._alarm.when():
+        # One that rings is left alone: calls with hardly any time left would put it off for ever.
+        if self._alarm is None or due < self._alarm.when() - TICK_SECONDS:
             self._set_alarm(loop, due)
         try:
             result = await call()
         except Exception as exc:
-            if ticket in under_way:  # Else it was given up, and what it says is known already.
-                under_way.remove(ticket)
-                self._failed(ticket, exc)
+            if ticket not in under_way:  # It was given up: somebody else answers.
+                raise asyncio.CancelledError from exc
+            under_way.remove(ticket)
+            self._failed(ticket, exc)
             raise
         except asyncio.CancelledError:
             under_way.discard(ticket)
@@ -334,10 +338,10 @@ class Guard:
         else:
             self._suspect(error)
 
-    async def _bounded(self, call: Coroutine[Any, Any, None]) -> None:
-        """Make a *call* that is no program's, in the time of a sparing one."""
+    async def _bounded(self, call: Coroutine[Any, Any, None], seconds: float | None = None) -> None:
+        """Make a *call* that is no program's, in so many *seconds* or the time of a sparing one."""
         errand = Errand[None](f"multidb-{self._name}-call", self._errands, writes=True)
-        await errand.run(call, self._share * self._seconds)
+        await errand.run(call, self._share * self._seconds if seconds is None else seconds)
 
     # Finding out
 
@@ -400,8 +404,7 @@ class Guard:
             if self._server.is_open:
                 await self._bounded(self._server.probe())
             else:
-                # A new schema may take its time. Its own timeouts see to it that it ends.
-                await self._server.open()
+                await self._bounded(self._server.open(), _OPEN_SECONDS)
         except Exception as exc:  # noqa: BLE001 -- whatever it is, the server is not to be trusted
             error = exc
             if not isinstance(exc, MultiDBError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from hypothesis import given
 from virtual_time import in_virtual_time, loop, turns
 
 from multidb._core.batcher import Bounds
+from multidb._core.carrier import carrier
 from multidb._core.lifecycle import Lifecycle
 from multidb.errors import (
     BackendError,
@@ -200,6 +201,52 @@ async def test_hang() -> None:
         it.faulty.heal()
         await it.back()
         assert ["1", "2"] == await it.stored()
+
+
+@in_virtual_time
+async def test_cancelled_with_another_error() -> None:
+    """A call that was given up, and ends with an error of its own, is not spooled a second time."""
+    async with rig() as it:
+
+        async def hang(_: Any) -> None:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                raise BackendUnavailableError("the connection was lost") from None
+
+        it.faulty.append = hang
+        assert (await it.logs.log_event("u", "x", "1")).is_spooled
+        await turns()
+
+        assert 1 == it.spool.appends
+
+
+@in_virtual_time
+async def test_hang_among_those_with_no_time() -> None:
+    """A call that hangs is given up in time, however many come meanwhile that have hardly any time left."""
+    async with rig() as it:
+        it.faulty.inject(Hang(), only=["append"], times=1)
+        logging = asyncio.create_task(it.logs.log_event("u", "x", "1"))
+        await asyncio.sleep(0.1)
+
+        class Late:
+            end = 0.0
+
+            def hand_over(self, _: Any) -> None:
+                raise AssertionError("it was answered in time")
+
+        async def late() -> None:
+            carrier.set(Late())
+            await it.backend.append([entry(event("other"))])
+
+        began = loop().time()
+        it.faulty.inject(Delay(0.001), only=["append"])
+        while not logging.done() and loop().time() < began + 1.9:
+            await asyncio.create_task(late())
+            await asyncio.sleep(0.004)
+
+        assert loop().time() - began < 1.2
+        assert (await logging).is_spooled
 
 
 @in_virtual_time
@@ -543,6 +590,28 @@ async def test_sale_on_its_way() -> None:
         it.spool.read_failure = None
         await it.back(30)
 
+        assert "completed" == (await it.logs.update_sale_status(sold.id, "completed")).status
+
+
+@in_virtual_time
+async def test_sale_that_arrives_too_late() -> None:
+    """A sale that gets to the server after it was looked for there, and before the answer came, is not unknown."""
+    async with rig() as it:
+        it.faulty.inject(Fail(ambiguous=True), only=["append"], times=1)
+        it.spool.slow_read = 0.1
+        sold = await it.logs.log_sale("u", "coffee", "1")
+        find = it.server.set_sale_status
+
+        async def slow(*args: Any) -> Any:
+            found = await find(*args)
+            await asyncio.sleep(1)
+            return found
+
+        it.faulty.set_sale_status = slow
+        with pytest.raises(BackendUnavailableError, match="on their way"):
+            await it.logs.update_sale_status(sold.id, "completed")
+
+        assert 0 == it.spool.pending
         assert "completed" == (await it.logs.update_sale_status(sold.id, "completed")).status
 
 
@@ -985,6 +1054,52 @@ def test_opened_again_in_another_loop() -> None:
 
     first()
     second()
+
+
+@in_virtual_time
+async def test_close_while_it_opens() -> None:
+    """A server whose opening hangs, and cannot be cancelled, is not waited for, nor open after all."""
+    it = Rig(starts_degraded=True)
+    it.faulty.inject(Fail(), only=["open"])
+    await it.backend.open()
+    it.faulty.heal()
+    right, opened = it.faulty.open, asyncio.Event()
+
+    async def stubborn() -> None:
+        while not opened.is_set():
+            with suppress(asyncio.CancelledError):
+                await opened.wait()
+        await right()
+
+    it.faulty.open = stubborn
+    await asyncio.sleep(2)
+    began = loop().time()
+    await it.backend.close()
+    took = loop().time() - began
+    opened.set()
+    await turns()
+
+    assert took < 0.3
+    assert ["open", "close"] == [call.method for call in it.faulty.calls if call.fault is None][-2:]
+
+
+@in_virtual_time
+async def test_driver_cancels_the_opening() -> None:
+    """A driver that cancels what it was asked for does not end the search for the server."""
+    it = Rig(starts_degraded=True)
+    it.faulty.inject(Fail(), only=["open"])
+    await it.backend.open()
+    it.faulty.heal()
+    right = it.faulty.open
+
+    async def cancelled() -> None:
+        it.faulty.open = right
+        raise asyncio.CancelledError
+
+    it.faulty.open = cancelled
+    await it.back()
+    await it.backend.close()
+    await turns()
 
 
 @in_virtual_time
