@@ -26,6 +26,10 @@ _MORE: Final = 50
 _MOST: Final = 500
 # Calls on the server have much shorter times: what takes so long is a disk.
 _BEGIN_SECONDS: Final = 10.0
+# A record that the server never has an answer for must not be in the way of the others for ever. A table that is
+# locked for some minutes must not be taken for that.
+_STUCK_SECONDS: Final = 900.0
+_STUCK_TRIES: Final = 20
 _PAUSE_SECONDS: Final = 0.5
 _MAX_PAUSE_SECONDS: Final = 10.0
 
@@ -63,7 +67,7 @@ class Replayer:
 
     It raises BackendError that is `retryable` where the server cannot take any now, and ConfigurationError: then the
     batch comes again. Any other error is taken for the fault of a record, which is found by halving the batch, and set
-    aside. Batches grow as long as all goes well. What is done is on the disk after every batch.
+    aside. So is a record that fails by itself for a quarter of an hour, while the server looks well. Batches grow as long as all goes well. What is done is on the disk after every batch.
     """
 
     def __init__(
@@ -79,6 +83,8 @@ class Replayer:
         self._deliver = deliver
         self._on_progress = on_progress
         self._size = _FIRST
+        self._stuck: tuple[bytes, float, int] = (b"", 0.0, 0)
+        """The record that failed by itself last, since when, and how often."""
         # One batch at a time, also where the recovery of a server begins while one is under way.
         self._turn = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
@@ -154,7 +160,12 @@ class Replayer:
             self._on_progress()
             return False
         started = perf_counter()
-        outcomes = await self._delivered(batch.records)
+        try:
+            outcomes = await self._delivered(batch.records)
+        except BackendError as exc:
+            if not self._is_stuck(batch.records):
+                raise
+            outcomes = [Outcome(refused=f"failed again and again: {type(exc).__name__}")]
         refused = 0
         with _of_the_spool():
             for record, outcome in zip(batch.records, outcomes, strict=True):
@@ -168,6 +179,16 @@ class Replayer:
         self._watch.replayed(len(outcomes), duplicates, refused, self._spool.pending, seconds)
         self._on_progress()
         return True
+
+    def _is_stuck(self, records: Sequence[SpooledRecord]) -> bool:
+        """Take note of *records* that failed; return whether it is one, and not to be tried any more."""
+        if len(records) > 1:
+            return False
+        now, data = asyncio.get_running_loop().time(), records[0].data
+        stuck, since, tries = self._stuck
+        self._stuck = (data, since, tries + 1) if stuck == data else (data, now, 1)
+        _, since, tries = self._stuck
+        return tries >= _STUCK_TRIES and now - since >= _STUCK_SECONDS
 
     def _warn(self, exc: Exception) -> None:
         cause = exc.__cause__ if isinstance(exc, _SpoolError) else exc

@@ -779,6 +779,30 @@ async def test_refused_records() -> None:
 
 
 @in_virtual_time
+async def test_record_without_an_answer() -> None:
+    """A record that hangs whenever it is sent, while the server looks well, is set aside in the end."""
+    async with rig() as it:
+        append = it.server.append
+
+        async def hang(given: Any) -> Any:
+            if any(each.record.message == "bad" for each in given):
+                await asyncio.sleep(60)
+            return await append(given)
+
+        it.faulty.append = hang
+        await it.logs.log_event("u", "x", "bad")
+        for number in range(30):
+            await it.logs.log_event("u", "x", f"{number}")
+        await asyncio.sleep(800)
+        assert not it.spool.rejected
+        await it.back(200)
+
+        assert 30 == len(await it.stored())
+        assert ["failed again and again: BackendTimeoutError"] == [reason for _, reason in it.spool.rejected]
+        assert not (await it.logs.log_event("u", "x")).is_spooled
+
+
+@in_virtual_time
 async def test_conflict_on_replay() -> None:
     """An event whose id the server has with other content is set aside; one with the same content is a duplicate."""
     async with rig() as it:
