@@ -67,7 +67,8 @@ class Replayer:
 
     It raises BackendError that is `retryable` where the server cannot take any now, and ConfigurationError: then the
     batch comes again. Any other error is taken for the fault of a record, which is found by halving the batch, and set
-    aside. So is a record that fails by itself for a quarter of an hour, while the server looks well. Batches grow as long as all goes well. What is done is on the disk after every batch.
+    aside. So is a record that fails by itself for a quarter of an hour, while the server looks well. Batches grow as
+    long as all goes well. What is done is on the disk after every batch.
     """
 
     def __init__(

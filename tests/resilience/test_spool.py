@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import stat
+import threading
 import time
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -309,6 +310,28 @@ class TestKeeping:
 
             assert time.monotonic() - started >= 0.3
             assert turns > 10
+
+    async def test_cancelled_too_late(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is kept although its call was cancelled is replayed at once, as anything else."""
+        began, go_on, commit = asyncio.Event(), threading.Event(), _files.SpoolFiles.commit
+        loop = asyncio.get_running_loop()
+
+        def slow(*args: Any) -> Any:
+            loop.call_soon_threadsafe(began.set)
+            go_on.wait(10)
+            return commit(*args)
+
+        monkeypatch.setattr(_files.SpoolFiles, "commit", slow)
+        async with opened(root) as spool:
+            task = asyncio.create_task(spool.append(records(1)))
+            await began.wait()
+            task.cancel()
+            await asyncio.wait((task,))
+            go_on.set()
+            async with asyncio.timeout(5):
+                await spool.wait()
+
+            assert 1 == spool.pending
 
     async def test_cancelled(self, root: Path) -> None:
         """One that is cancelled takes nobody along."""

@@ -115,7 +115,6 @@ class Spool:
             size += len(record)
         if records:
             await opened.appends.submit(records, size)
-            opened.note()
 
     async def read_batch(self, most: int = 500, max_bytes: int = _MEBIBYTE) -> Batch | None:
         """
@@ -186,7 +185,7 @@ class _Opened:
         self.reader = Worker("multidb-spool-read")
         self.waiting = asyncio.Event()
         self._writer = Worker("multidb-spool-write")
-        self.appends = Appends(files.commit, self._writer)
+        self.appends = Appends(files.commit, self._writer, self.note)
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
         self._adopt_seconds = adopt_seconds

@@ -61,14 +61,19 @@ class Appends:
     Hands records to *commit*: those of one call after the other, all those that came meanwhile as one.
 
     There is no timer. A call that is cancelled before its turn is not made; cancelled later it is made all the same.
+    *on_commit* is called after each, whether its callers still wait or not.
     """
 
     def __init__(
-        self, commit: Callable[[Sequence[Sequence[bytes]]], Sequence[Exception | None]], worker: Worker
+        self,
+        commit: Callable[[Sequence[Sequence[bytes]]], Sequence[Exception | None]],
+        worker: Worker,
+        on_commit: Callable[[], None],
     ) -> None:
         """Belong to the running event loop."""
         self._commit = commit
         self._worker = worker
+        self._on_commit = on_commit
         self._loop = asyncio.get_running_loop()
         self._waiting: list[tuple[Sequence[bytes], int, asyncio.Future[None]]] = []
         self._idle = asyncio.Event()
@@ -113,6 +118,7 @@ class Appends:
             self._idle.set()
 
     def _deliver(self, done: Future[Sequence[Exception | None]], futures: list[asyncio.Future[None]]) -> None:
+        self._on_commit()
         if done.cancelled():
             _settle_all(futures, [_abandoned() for _ in futures])
         elif (failure := done.exception()) is not None:
