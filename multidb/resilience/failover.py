@@ -243,8 +243,9 @@ class Failover:
         """Return how it fares."""
         if not self._is_open:
             return self._watch.health()
+        stats = self._spool.stats()  # First: in a forked child, where a lock may be held for ever, it raises.
         self._update()
-        return self._watch.health(self._spool.stats())
+        return self._watch.health(stats)
 
     async def _open_spool(self) -> None:
         try:

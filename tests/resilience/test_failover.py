@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from multidb.errors import (
     BackendError,
     BackendTimeoutError,
     BackendUnavailableError,
+    ClosedError,
     ConfigurationError,
     ConflictError,
     OverloadedError,
@@ -33,6 +36,7 @@ from multidb.logs.protocol import Appended, Query
 from multidb.resilience.breaker import BreakerPolicy
 from multidb.resilience.failover import FailoverOptions, Primary
 from multidb.resilience.route import Route
+from multidb.resilience.spool import Spool
 from multidb.resilience.watch import Watch
 from multidb.testing.clock import ManualClock
 from multidb.testing.conformance._data import round_trips, texts, unique
@@ -41,6 +45,7 @@ from multidb.testing.faults import Delay, Fail, FaultyBackend, Hang, by_chance
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from multidb.instrumentation import ReplayDetails, SetAsideDetails, TransitionDetails
 
@@ -1078,6 +1083,30 @@ def test_opened_again_in_another_loop() -> None:
 
     first()
     second()
+
+
+def test_health_in_a_forked_child(tmp_path: Path) -> None:
+    """It raises, whatever the threads of the parent were at: their locks are held for ever in the child."""
+
+    async def check() -> int:
+        server, spool = Probed(), Spool(tmp_path / "spool", "logs", any_file_system=True)
+        backend = FailoverLogBackend(
+            server, Primary(server, server), spool, Watch("logs", "memory", ManualClock())
+        )
+        await backend.open()
+        with spool._opened.files._mutex:
+            child = os.fork()
+            if not child:
+                signal.alarm(5)
+                with suppress(ClosedError):
+                    backend.health()
+                    os._exit(1)
+                os._exit(0)
+        status = os.waitpid(child, 0)[1]  # noqa: ASYNC222 -- it ends at once
+        await backend.close()
+        return status
+
+    assert 0 == asyncio.run(check())
 
 
 @in_virtual_time
