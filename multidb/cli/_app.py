@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from multidb import __version__
+from multidb.cli import spool
 from multidb.cli.demo import demo
 
 app = typer.Typer(
@@ -16,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(demo)
+app.add_typer(spool.app)
 
 
 def _version(wanted: bool) -> None:

@@ -20,16 +20,14 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from multidb import MultiDB, MultiDBError, Settings
+from multidb import MultiDB, Settings
 from multidb.cli._examples import load_example
+from multidb.cli._output import console, errors, failing
 
 _MEMORY = {"postgres_url": "memory://", "mongodb_uri": "memory://", "redis_url": "memory://"}
 
 # Rejected lines: enough to see what is wrong with a file.
 _SHOWN = 10
-
-_console = Console(highlight=False)
-_errors = Console(stderr=True, highlight=False)
 
 
 def demo(
@@ -74,41 +72,37 @@ def demo(
     overrides: dict[str, Any] = dict(_MEMORY) if in_memory else {}
     if data_dir is not None:
         overrides["data_dir"] = data_dir
-    try:
+    with failing():
         settings = Settings.from_env(**overrides)
         raise typer.Exit(_run(_replay(settings, input)) if input else _run(_talk(settings)))
-    except MultiDBError as exc:
-        _errors.print(f"[bold red]error:[/] {type(exc).__name__}:", end=" ")
-        _errors.print(str(exc), markup=False, soft_wrap=True)
-        raise typer.Exit(1) from None
 
 
 def _run(coroutine: Coroutine[Any, Any, int]) -> int:
     try:
         return asyncio.run(coroutine)
     except KeyboardInterrupt:
-        _errors.print("stopped; what is done is kept, and a replay that is run again goes on")
+        errors.print("stopped; what is done is kept, and a replay that is run again goes on")
         return 130
 
 
 async def _talk(settings: Settings) -> int:
     bot = load_example("coffee_bot")
     async with MultiDB(settings) as db:
-        _console.print("[bold]A conversation[/]")
+        console.print("[bold]A conversation[/]")
         answering = bot.CoffeeBot(db)
         for text in bot.CONVERSATION:
-            _console.print(f"  {bot.CUSTOMER}: {text}", markup=False)
-            _console.print(
+            console.print(f"  {bot.CUSTOMER}: {text}", markup=False)
+            console.print(
                 f"     bot: {await answering.handle(bot.CUSTOMER, text)}", style="green", markup=False
             )
-        _console.print()
+        console.print()
         for table in (
             await _events(db, bot.CUSTOMER),
             await _profile(db, bot.CUSTOMER),
             await _state(db, bot.CUSTOMER),
         ):
-            _console.print(table)
-        _where(db, _console)
+            console.print(table)
+        _where(db, console)
     return 0
 
 
@@ -168,16 +162,16 @@ async def _replay(settings: Settings, path: Path) -> int:
             lines.seek(0)
             progress = await example.replay_lines(db, lines, advance=lambda: bar.advance(task))
         for number, reason in progress.rejected[:_SHOWN]:
-            _errors.print(f"line {number} rejected: {reason}", style="red", markup=False)
+            errors.print(f"line {number} rejected: {reason}", style="red", markup=False)
         if len(progress.rejected) > _SHOWN:
-            _errors.print(f"… and {len(progress.rejected) - _SHOWN} more lines rejected", style="red")
-        _errors.print(
+            errors.print(f"… and {len(progress.rejected) - _SHOWN} more lines rejected", style="red")
+        errors.print(
             f"{progress.replayed:,} replayed, {progress.known:,} were there already, "
             f"{len(progress.rejected):,} rejected"
         )
         for line in await example.report(db):
-            _console.print(line, markup=False, soft_wrap=True)
-        _where(db, _errors)
+            console.print(line, markup=False, soft_wrap=True)
+        _where(db, errors)
     return 1 if progress.rejected else 0
 
 
@@ -188,7 +182,7 @@ def _progress() -> Progress:
         TaskProgressColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=_errors,
+        console=errors,
     )
 
 

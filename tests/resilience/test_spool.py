@@ -1046,7 +1046,7 @@ class TestTools:
             await spool.append([*records(1), b"bad", *records(2)])
             lines = [json.loads(line) for line in tools.export(root)]
             assert [1, 2] == [line["record"]["n"] for line in lines]
-            assert {"record", "store", "time", "where"} == lines[0].keys()
+            assert {"reason", "record", "store", "time", "where"} == lines[0].keys()
             batch = await spool.read_batch()
             assert batch is not None
             await spool.reject(batch.records[0], "no")

@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-import socket
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import groupby
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
-from multidb._core import files
-from multidb._core.clock import SystemClock
-from multidb._core.files import safe_name, translating
+from multidb._core.files import translating
 from multidb._core.values import dump, load
-from multidb.errors import BackendUnavailableError
-from multidb.resilience.spool._lines import BadLineError, lines_of, parse
-from multidb.resilience.spool._own import Own
-from multidb.resilience.spool._owners import LOCK_NAME, find_owners, is_alive
-from multidb.resilience.spool._rejected import (
-    Rejection,
-    is_in_place,
-    read_rejections,
-    rejected_paths,
-    remove_rejected,
-)
+from multidb.resilience.spool._lines import BadLineError, parse
+from multidb.resilience.spool._owners import LOCK_NAME, is_alive
+from multidb.resilience.spool._places import folders_of, rejected_of, size_of, waiting_paths, waiting_segments
+from multidb.resilience.spool._rejected import Rejection, read_rejections
+from multidb.resilience.spool._retry import Retried, retry
 from multidb.resilience.spool._segments import read_header, read_lines, scan, segment_paths
-from multidb.resilience.spool._source import read_progress, whose
+from multidb.resilience.spool._source import whose
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from multidb._core.clock import Clock
     from multidb.resilience.spool._segments import Segment
 
-_SEGMENT_BYTES: Final = 4 * 1024 * 1024
 _ABOUT_BYTES: Final = 1024 * 1024
+
+
+def _ignore(_: int) -> None:
+    """Do nothing with how many bytes are through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +57,10 @@ class Problem:
     path: Path
     offset: int
     what: str
+    line: int = 0
+    """Which line of the file it is, from 1; 0: all of it."""
+    size: int = 0
+    """How many bytes the line has."""
 
 
 @dataclass(slots=True)
@@ -80,122 +75,91 @@ class Report:
     problems: list[Problem] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Retried:
-    """How many rejected records were put back, and how many lines stay because they hold none."""
-
-    records: int
-    kept: int
-
-
-def owners(root: Path, *, store: str | None = None) -> list[Owner]:
-    """Return what is in the spool in *root*: by host, then by owner. Raises BackendUnavailableError."""
+def size(root: Path, *, store: str | None = None) -> int:
+    """Return how many bytes there are to read. Raises BackendUnavailableError, ConfigurationError."""
     with translating():
-        return [_owner(folder) for folder in _folders(root, store)]
+        paths = [path for folder in folders_of(root, store) for _, path in waiting_paths(folder)]
+        return sum(map(size_of, paths + rejected_of(root, store)))
 
 
-def rejections(root: Path, *, store: str | None = None) -> Iterator[tuple[str, Rejection]]:
-    """Yield what was set aside, each with its store. Raises BackendUnavailableError."""
+def owners(root: Path, *, store: str | None = None, advance: Callable[[int], None] = _ignore) -> list[Owner]:
+    """
+    Return what is in the spool in *root*: by host, then by owner. *advance* is told of bytes that are through.
+
+    Raises BackendUnavailableError, and ConfigurationError where this user may not look.
+    """
     with translating():
-        for path in _rejected(root, store):
+        return [_owner(folder, advance) for folder in folders_of(root, store)]
+
+
+def rejections(
+    root: Path, *, store: str | None = None, advance: Callable[[int], None] = _ignore
+) -> Iterator[tuple[str, Rejection]]:
+    """Yield what was set aside, each with its store. Raises as `owners()`."""
+    with translating():
+        for path in rejected_of(root, store):
             for _, rejection in _read_rejections(path):
                 if rejection is not None:
                     yield path.parent.name, rejection
+            advance(size_of(path))
 
 
-def verify(root: Path, *, store: str | None = None) -> Report:
-    """Read and check every line of the spool in *root*. What a running process does meanwhile is no problem."""
+def verify(root: Path, *, store: str | None = None, advance: Callable[[int], None] = _ignore) -> Report:
+    """
+    Read and check every line of the spool in *root*. What a running process does meanwhile is no problem.
+
+    Raises as `owners()`.
+    """
     report = Report()
     with translating():
-        for folder in _folders(root, store):
+        for folder in folders_of(root, store):
             if whose(folder) is None and segment_paths(folder):
                 report.problems.append(Problem(folder, 0, "no file says whose this is, so nobody adopts it"))
-            for segment, offset in _segments(folder):
+            for segment, offset in waiting_segments(folder):
                 _verify(segment, offset, report)
-        for path in _rejected(root, store):
-            if read_header(path) is None and scan(0, path).records:
-                report.problems.append(Problem(path, 0, "no header"))
-            offset = 0
-            for line, rejection in _read_rejections(path):
-                report.rejected += rejection is not None
-                if rejection is None and line:
-                    report.problems.append(Problem(path, offset, "no rejected record"))
-                offset += len(line)
+                advance(segment.size + segment.torn)
+        for path in rejected_of(root, store):
+            _verify_rejected(path, report)
+            advance(size_of(path))
     return report
 
 
-def export(root: Path, *, store: str | None = None, rejected: bool = False) -> Iterator[bytes]:
+def export(
+    root: Path,
+    *,
+    store: str | None = None,
+    rejected: bool = False,
+    advance: Callable[[int], None] = _ignore,
+    damaged: Callable[[], None] = lambda: None,
+) -> Iterator[bytes]:
     """
     Yield the records that are not done as lines of JSON, with where each is from and when it was spooled.
 
-    With *rejected* those that were set aside instead, with the reason. Damaged lines are left out: `verify()` names
-    them. Raises BackendUnavailableError.
+    With *rejected* those that were set aside instead, with the reason. Lines that hold no record are left out, and
+    *damaged* is called for each: `verify()` names them. Raises as `owners()`.
     """
     with translating():
         if rejected:
-            for path in _rejected(root, store):
-                for _, rejection in _read_rejections(path):
+            for path in rejected_of(root, store):
+                for line, rejection in _read_rejections(path):
                     if rejection is not None:
                         yield _line(path.parent.name, rejection.where, _as_dict(rejection))
+                    elif line:
+                        damaged()
+                advance(size_of(path))
             return
-        for folder in _folders(root, store):
-            for segment, offset in _segments(folder):
-                for line in read_lines(segment, offset):
-                    with suppress(BadLineError):
-                        millis, record = parse(line)
-                        where = f"{folder.parent.name}/{segment.number}"
-                        yield _line(
-                            folder.name, where, {"record": load(record), "time": _time(millis / 1000)}
-                        )
+        for folder in folders_of(root, store):
+            for segment, offset in waiting_segments(folder):
+                yield from _waiting(segment, offset, damaged)
+                advance(segment.size + segment.torn)
 
 
-def retry(
-    root: Path, *, store: str | None = None, clock: Clock | None = None, host: str | None = None
-) -> Retried:
-    """
-    Put back what was set aside, as new records: a process that is running, or the next one, replays them.
-
-    Killed in between, some may come twice; that changes nothing, as with any replay. Lines that hold no record stay
-    where they are. Raises BackendUnavailableError, and OverloadedError when the disk is full: what is not put back
-    by then stays set aside.
-    """
-    clock = SystemClock() if clock is None else clock
-    home = root.absolute() / safe_name(socket.gethostname() if host is None else host)
-    records = kept = 0
-    with translating():
-        for path in _rejected(root, store):
-            retried = _retry(path, home, clock)
-            records += retried.records
-            kept += retried.kept
-    return Retried(records, kept)
-
-
-def _folders(root: Path, store: str | None) -> Iterator[Path]:
-    """Yield the folders with segments; an owner has one, that of its store."""
-    for owner in find_owners(root.absolute()):
-        with suppress(FileNotFoundError):
-            for folder in sorted(owner.iterdir()):
-                if folder.is_dir() and store in (None, folder.name):
-                    yield folder
-
-
-def _rejected(root: Path, store: str | None) -> list[Path]:
-    return [path for path in rejected_paths(root.absolute()) if store in (None, path.parent.name)]
-
-
-def _segments(folder: Path) -> Iterator[tuple[Segment, int]]:
-    """Yield the segments that are not done, each with where to begin. The owner may remove some meanwhile."""
-    number, offset = read_progress(folder)
-    with suppress(FileNotFoundError):
-        for each, path in segment_paths(folder):
-            if each >= number:
-                segment = scan(each, path)
-                yield segment, max(offset, segment.start) if each == number else segment.start
-
-
-def _owner(folder: Path) -> Owner:
+def _owner(folder: Path, advance: Callable[[int], None]) -> Owner:
     header = whose(folder)
-    counted = [(segment, _times(segment, offset)) for segment, offset in _segments(folder)]
+    counted = []
+    for segment, offset in waiting_segments(folder):
+        counted.append((segment, _times(segment, offset)))
+        advance(segment.size + segment.torn)
     starts = [oldest for _, (_, oldest) in counted if oldest is not None]
     return Owner(
         path=folder.parent,
@@ -230,14 +194,58 @@ def _process_id(owner: Path) -> int | None:
 
 def _verify(segment: Segment, offset: int, report: Report) -> None:
     report.torn_bytes += segment.torn
+    number = 1 + _lines_before(segment.path, offset)
     for line in read_lines(segment, offset):
         try:
             parse(line)
             report.records += 1
         except BadLineError as exc:
             if segment.path.exists():
-                report.problems.append(Problem(segment.path, offset, str(exc)))
+                report.problems.append(Problem(segment.path, offset, str(exc), number, len(line)))
         offset += len(line)
+        number += 1
+
+
+def _verify_rejected(path: Path, report: Report) -> None:
+    try:
+        segment = scan(0, path)
+        if read_header(path) is None and segment.records:
+            report.problems.append(Problem(path, 0, "no header"))
+    except FileNotFoundError:  # Put back meanwhile.
+        return
+    offset = segment.start
+    number = 1 + _lines_before(path, offset)
+    for line, rejection in _read_rejections(path):
+        report.rejected += rejection is not None
+        if rejection is None and line:
+            report.problems.append(Problem(path, offset, "no rejected record", number, len(line)))
+        offset += len(line)
+        number += 1
+
+
+def _lines_before(path: Path, offset: int) -> int:
+    """Return how many lines a file has before *offset*."""
+    lines = 0
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        while offset > 0 and (chunk := file.read(min(offset, _ABOUT_BYTES))):
+            lines += chunk.count(b"\n")
+            offset -= len(chunk)
+    return lines
+
+
+def _waiting(segment: Segment, offset: int, damaged: Callable[[], None]) -> Iterator[bytes]:
+    """Yield the records of a segment from *offset* on, for people."""
+    folder = segment.path.parent
+    where = f"{folder.parent.name}/{segment.number}"
+    for line in read_lines(segment, offset):
+        try:
+            millis, record = parse(line)
+        except BadLineError:
+            if segment.path.exists():
+                damaged()
+        else:
+            fields = {"reason": None, "record": load(record), "time": _time(millis / 1000)}
+            yield _line(folder.name, where, fields)
 
 
 def _read_rejections(path: Path) -> Iterator[tuple[bytes, Rejection | None]]:
@@ -262,62 +270,16 @@ def _line(store: str, where: str, fields: dict[str, Any]) -> bytes:
     return dump({"store": store, "where": where} | fields) + b"\n"
 
 
-def _retry(path: Path, home: Path, clock: Clock) -> Retried:
-    """Put the records of a file back, then remove it, or all of it that is put back."""
-    with suppress(FileNotFoundError), path.open("r+b", buffering=0) as file:
-        if not files.try_lock(file.fileno()):
-            raise BackendUnavailableError(
-                "a file of rejected records is in use by another process: try again"
-            )
-        try:
-            if not is_in_place(file, path):
-                return Retried(0, 0)
-            return _put_back(path, home, clock)
-        finally:
-            files.unlock(file.fileno())
-    return Retried(0, 0)
-
-
-def _put_back(path: Path, home: Path, clock: Clock) -> Retried:
-    header = read_header(path)
-    if header is None:
-        kept_lines = scan(0, path).records
-        if not kept_lines:  # Its writer was killed at the first one.
-            remove_rejected(path)
-        return Retried(0, kept_lines)
-    own = Own(home, header, _SEGMENT_BYTES, Lock())
-    kept: list[bytes] = []
-    records = 0
-    try:
-        for batch in _batches(path, kept):
-            millis = int(clock.time() * 1000)
-            own.append(lines_of(batch, millis), len(batch), millis)
-            records += len(batch)
-    finally:
-        own.forget()
-    if kept:
-        files.write_atomic(path, path.read_bytes()[: scan(0, path).start] + b"".join(kept))
-    else:
-        remove_rejected(path)
-    return Retried(records, len(kept))
-
-
-def _batches(path: Path, kept: list[bytes]) -> Iterator[list[bytes]]:
-    """Yield the records of a file, a megabyte or so at once; the other lines go to *kept*."""
-    size = 0
-
-    def number(record: bytes) -> int:
-        nonlocal size
-        size += len(record)
-        return size // _ABOUT_BYTES
-
-    for _, batch in groupby(_records(path, kept), number):
-        yield list(batch)
-
-
-def _records(path: Path, kept: list[bytes]) -> Iterator[bytes]:
-    for line, rejection in read_rejections(path):
-        if rejection is not None and rejection.record is not None:
-            yield rejection.record
-        elif line:
-            kept.append(line)
+__all__ = [
+    "Owner",
+    "Problem",
+    "Rejection",
+    "Report",
+    "Retried",
+    "export",
+    "owners",
+    "rejections",
+    "retry",
+    "size",
+    "verify",
+]
