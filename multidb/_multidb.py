@@ -17,6 +17,7 @@ from multidb.errors import ClosedError, ConfigurationError, InvalidArgumentError
 from multidb.instrumentation import Health, Status
 from multidb.logs._store import LogStore
 from multidb.profiles._store import ProfileStore
+from multidb.resilience.dangers import Dangers
 from multidb.resilience.failover import SupportsHealth
 from multidb.resilience.route import Route
 from multidb.settings import Settings
@@ -83,6 +84,9 @@ class MultiDB:
         self.locations = {store: f"{one.backend.name}, {one.location}" for store, one in built.items()}
         """Where each store keeps its data, in words, without a secret."""
         self._built = built
+        self._dangers = {
+            store: Dangers(one.backend, store, settings.deadline_seconds) for store, one in built.items()
+        }
         self._routes: dict[str, Route[Any]] = {
             store: Route(
                 one.backend,
@@ -147,6 +151,7 @@ class MultiDB:
                 for part in (one.engine, one.backend):
                     if part is not None:
                         await _open_part(opened, part, store, one)
+                await self._dangers[store].look()
             if self._lifecycle.phase is not Phase.NEW:
                 msg = "this MultiDB was closed while it was being opened"
                 raise ClosedError(msg)
@@ -226,8 +231,9 @@ class MultiDB:
             with suppress(ClosedError):  # In a forked child it is the parent's.
                 return backend.health()
             is_open = False
-        status = Status.UP if is_open else Status.CLOSED
-        return Health(store, backend.name, status, self._since)
+        if not is_open:
+            return Health(store, backend.name, Status.CLOSED, self._since)
+        return Health(store, backend.name, Status.UP, self._since, warnings=self._dangers[store].found)
 
     def has(self, hooks: Sequence[Hook], clock: Clock | None) -> bool:
         """Whether it was made with these, where they are given."""

@@ -73,6 +73,12 @@ def list_spool(
         return
     if found:
         console.print(_owners_table(found))
+        if _has_strangers(found):
+            console.print(
+                "Records wait for more than one server. Those of a server that no program uses any more are adopted "
+                "by nobody: start one once with that address.",
+                style="yellow",
+            )
     if aside:
         console.print(_aside_table(aside))
         console.print(
@@ -277,6 +283,16 @@ def _owners_table(owners: list[tools.Owner]) -> Table:
             _age(None if owner.oldest is None else owner.oldest.timestamp()),
         )
     return table
+
+
+def _has_strangers(owners: list[tools.Owner]) -> bool:
+    """Return whether orphans of a store are for another server than others of it."""
+    return any(
+        one.store == other.store and one.namespace != other.namespace
+        for one in owners
+        if not one.is_alive
+        for other in owners
+    )
 
 
 def _aside_table(aside: list[_Aside]) -> Table:

@@ -59,6 +59,11 @@ class ClusterLanes:
             raise BackendUnavailableError("no node of the cluster serves this now")
         return lane
 
+    def masters(self) -> list[Lane]:
+        """Return the lanes to all nodes that have keys."""
+        nodes = self._client.get_primaries()
+        return [self.lanes.get(node.name) or self._lane_to(node) for node in nodes]
+
     def _lane_to(self, node: ClusterNode) -> Lane:
         options: dict[str, Any] = {**node.connection_kwargs, "retry": Retry(NoBackoff(), 0)}
         # Those of our own: `make_client()` saw to that.

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from multidb.errors import MultiDBError
 
+NO_REPLICA_SET: Final = "no replica set: the server has the only copy, and a lost disk loses it"
 _DEFAULT_DATABASE: Final = "multidb"
 _OLDEST_SERVER: Final = (6, 0)
 # Looking for a server, PyMongo looks at the clock this often only.
@@ -178,6 +179,13 @@ class MongoEngine:
         """Ask the primary for a sign of life. Raises BackendError."""
         async with self.call():
             await self._opened()[self._database].command("ping")
+
+    async def dangers(self) -> list[str]:
+        """Return what endangers acknowledged data: that there is one copy of it."""
+        async with self.call():
+            hello = await self._opened()[self._database].command("hello")
+        # A mongos (`isdbgrid`) names no set: each of its shards is one.
+        return [] if hello.get("setName") or hello.get("msg") == "isdbgrid" else [NO_REPLICA_SET]
 
     def collection(self, name: str) -> AsyncCollection[dict[str, Any]]:
         """

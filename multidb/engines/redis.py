@@ -46,6 +46,7 @@ from multidb.engines._redis_commands import (  # noqa: E402
     translated_one,
 )
 from multidb.engines._redis_connections import connected, make_client, pack  # noqa: E402
+from multidb.engines._redis_dangers import QUESTIONS, configuration, dangers  # noqa: E402
 from multidb.engines._redis_errors import DRIVER_ERRORS, code_of, translate, translated  # noqa: E402
 from multidb.engines._redis_lane import CLOSED, PING, Lane  # noqa: E402
 
@@ -248,6 +249,19 @@ class RedisEngine:
                 await client.execute_command("EVAL", _PROBE, 0, **options)
 
         await self._beside().run(probe, writes=False, deadline=self._deadline())
+
+    async def dangers(self) -> list[str]:
+        """Return what endangers acknowledged data, of a cluster on any master; of a client of your own nothing."""
+        lanes = [lane for lane in (self._lane,) if lane is not None]
+        if self._nodes is not None:
+            lanes = self._nodes.masters()
+        packed = [pack(question) for question in QUESTIONS]
+
+        async def ask(lane: Lane) -> dict[str, str]:
+            calls = (lane.call(each, writes=False) for each in packed)
+            return configuration(await asyncio.gather(*calls, return_exceptions=True))
+
+        return dangers(await asyncio.gather(*map(ask, lanes)))
 
     async def run(self, command: Command, *, writes: bool, bulky: bool = False) -> Any:
         """

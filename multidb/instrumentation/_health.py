@@ -47,6 +47,8 @@ class Health:
     """How many records are set aside in the spool for somebody to look at."""
     duplicates: int = 0
     """How many replayed records the server had already, since this MultiDB was opened."""
+    warnings: tuple[str, ...] = ()
+    """What about the settings of the server endangers what it acknowledged, as far as it tells; it may be UP."""
 
 
 @dataclass(frozen=True, slots=True)

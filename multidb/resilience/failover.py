@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, runtime_checkable
 
 from multidb.errors import BackendError, ClosedError, ConfigurationError
 from multidb.instrumentation import Status
 from multidb.resilience.breaker import BreakerPolicy, BreakerState
+from multidb.resilience.dangers import Dangers
 from multidb.resilience.guard import Guard, Kind, SupportsProbe
 from multidb.resilience.replay import Replayer
 from multidb.resilience.spool import MAX_RECORD_BYTES
@@ -68,7 +69,7 @@ class Primary:
 
     def __init__(self, backend: SupportsProbe, *parts: Part) -> None:
         """Set what is opened, in order: *parts*, of which the last is mostly *backend*."""
-        self._backend = backend
+        self.backend = backend
         self._parts = parts
         self._opened: AsyncExitStack | None = None
         self._is_wanted = False
@@ -107,12 +108,12 @@ class Primary:
 
     async def probe(self) -> None:
         """Write something that leaves nothing behind."""
-        await self._backend.probe()
+        await self.backend.probe()
 
     def reset(self) -> None:
         """Drop every connection."""
         if self.is_open:
-            self._backend.reset()
+            self.backend.reset()
 
 
 class Failover:
@@ -138,11 +139,12 @@ class Failover:
         self._spool = spool
         self._watch = watch
         self._starts_degraded = options.starts_degraded
+        self._dangers = Dangers(primary.backend, spool.store, options.deadline_seconds)
         self._replayer = Replayer(spool, watch, deliver, self._update)
         self._guard = Guard(
             spool.store,
             primary,
-            self._replayer.begin,
+            self._recover,
             self._update,
             deadline_seconds=options.deadline_seconds,
             share=options.primary_share,
@@ -170,6 +172,9 @@ class Failover:
                 if not (self._starts_degraded and exc.retryable):
                     raise
                 away = exc
+            else:
+                opened.push_async_callback(self._primary.close)
+                await self._dangers.look()
             opened.pop_all()
         self._is_open = True
         self._spool_error = self._kept_after = None
@@ -243,9 +248,15 @@ class Failover:
         """Return how it fares."""
         if not self._is_open:
             return self._watch.health()
-        stats = self._spool.stats()  # First: in a forked child, where a lock may be held for ever, it raises.
+        # First: in a forked child this raises, before anything is told to anybody.
+        stats = self._spool.stats()
         self._update()
-        return self._watch.health(stats)
+        return replace(self._watch.health(stats), warnings=self._dangers.found)
+
+    async def _recover(self) -> None:
+        """Begin to give the server what it missed. It may be another one by now, with other settings."""
+        await self._dangers.look()
+        await self._replayer.begin()
 
     async def _open_spool(self) -> None:
         try:

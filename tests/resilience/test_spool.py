@@ -1167,3 +1167,65 @@ def test_any_damage_is_seen(text: bytes, millis: int, at: int, byte: int) -> Non
     if damaged != line:
         with pytest.raises(ValueError, match=r"torn|checksum|no record"):
             parse(bytes(damaged))
+
+
+class TestAnotherServer:
+    async def test_said_once(self, root: Path, caplog: pytest.LogCaptureFixture) -> None:
+        """Records for a server that the program does not use any more are left alone, and that is said, once."""
+        async with opened(root, namespace="old") as spool:
+            await spool.append(records(1, 2))
+        async with opened(root, namespace="new") as spool:
+            await spool.adopt()
+            await spool.adopt()
+            assert 0 == spool.pending
+        said = [record.getMessage() for record in caplog.records if "another server" in record.getMessage()]
+
+        assert 1 == len(said)
+        assert "old" in said[0]
+        assert "multidb spool ls" in said[0]
+        assert [1, 2] == await replayed(root, namespace="old")
+
+    async def test_of_a_live_process(self, root: Path, caplog: pytest.LogCaptureFixture) -> None:
+        """What a process with another server is at work on is nobody else's business."""
+        async with opened(root, namespace="old") as spool:
+            await spool.append(records(1))
+            async with opened(root, namespace="new") as other:
+                await other.append(records(2))
+        assert "another server" not in caplog.text
+        assert [1] == await replayed(root, namespace="old")
+        assert [2] == await replayed(root, namespace="new")
+
+
+class TestAbandon:
+    async def test_while_the_disk_hangs(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It does not wait for a disk that hangs; the folder is given up when that ends, and not before."""
+        spool = spool_in(root)
+        await spool.open()
+        await spool.append(records(1))
+        hanging, on = threading.Event(), threading.Event()
+        sync = files.sync_file
+
+        def hang(descriptor: int) -> None:
+            hanging.set()
+            on.wait(30)
+            sync(descriptor)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(files, "sync_file", hang)
+            appending = asyncio.create_task(spool.append(records(2)))
+            await asyncio.to_thread(hanging.wait, 10)
+            began = time.monotonic()
+            spool.abandon()
+            assert time.monotonic() - began < 1.5
+        assert "given up when that ends" in caplog.text
+        assert [True] == [owner.is_alive for owner in tools.owners(root)]
+        on.set()
+        await appending
+        end = time.monotonic() + 10
+        while tools.owners(root)[0].is_alive:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.01)
+
+        assert [1, 2] == await replayed(root)

@@ -144,6 +144,16 @@ class TestList:
         assert "…" not in shown.stdout
         assert "its id is stored with other content" in shown.stdout
 
+    async def test_another_server(self, root: Path) -> None:
+        """Orphans that are for another server than the others stand out."""
+        await leave(root, 1)
+        assert "more than one server" not in (await asyncio.to_thread(run, "ls")).stdout
+        await leave(root, 2, namespace="postgresql://old:5432/bot")
+        shown = await asyncio.to_thread(run, "ls")
+
+        assert "more than one server" in shown.stdout
+        assert "postgresql://old:5432/bot" in shown.stdout
+
     async def test_set_aside(self, root: Path) -> None:
         """What was set aside is counted by store and reason, and what to do is said."""
         await set_aside(root, {1: "too old", 2: "too old", 3: "no record of the logs"})

@@ -80,6 +80,21 @@ _ESCAPED: Final = str.maketrans({"\\": "\\\\", "%": "\\%", "_": "\\_"})
 # are written out, as asyncpg would send ±infinity for them.
 _FIRST: Final = literal_column("'0001-01-01 00:00:00+00'::timestamptz", Time)
 _LAST: Final = literal_column("'9999-12-31 23:59:59.999999+00'::timestamptz", Time)
+DANGERS: Final = (
+    "fsync is off: a crash of the machine loses committed data, and may destroy the rest",
+    "synchronous_commit is off: a crash loses what was committed last",
+    "full_page_writes is off: a power cut may destroy pages of the tables",
+    "tables are unlogged: a crash of the server empties them",
+)
+_DANGERS: Final = """
+SELECT current_setting('fsync') = 'off', current_setting('synchronous_commit') = 'off',
+    current_setting('full_page_writes') = 'off', EXISTS (
+        SELECT FROM pg_class JOIN unnest(ARRAY[
+            'multidb_events', 'multidb_sales', 'multidb_messages', 'multidb_sessions', 'multidb_characters'
+        ]) AS name ON oid = to_regclass(name)
+        WHERE relpersistence = 'u'
+    )
+"""
 _NEW_CHARACTERS: Final = (
     "INSERT INTO multidb_characters SELECT unnest($1::text[]) ON CONFLICT (character) DO NOTHING"
 )
@@ -122,6 +137,11 @@ class PostgresFlavour:
         self._known = ""
         self._unmerged = 0
         self._merging: asyncio.Task[None] | None = None
+
+    async def dangers(self) -> list[str]:
+        """Return what endangers what was committed."""
+        found = await self._engine.fetch(_DANGERS)
+        return [danger for danger, applies in zip(DANGERS, found[0], strict=True) if applies]
 
     async def look(self) -> None:
         """See whether there is an index for searching, and where its functions are."""

@@ -97,6 +97,10 @@ class SqliteFlavour:
         self._engine = engine
         self._is_indexed = True
 
+    async def dangers(self) -> list[str]:
+        """Return nothing: the connection sees to it that what is committed is on the disk."""
+        return []
+
     async def look(self) -> None:
         """See whether there is an index for searching."""
         self._is_indexed = await is_there(self._engine)

@@ -75,6 +75,10 @@ class SqlLogBackend:
         """Drop every connection."""
         self._engine.reset()
 
+    async def dangers(self) -> Sequence[str]:
+        """Return what about the server's settings endangers what it committed; SQLite's are our own."""
+        return await self._flavour.dangers()
+
     async def append(self, entries: Sequence[Entry[R]], /) -> Sequence[Appended]:
         """Store *entries* in one round trip; in another, look at what was there. Return the outcomes."""
         if not entries:

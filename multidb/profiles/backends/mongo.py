@@ -101,6 +101,10 @@ class MongoProfileBackend:
         """Forget the collection; the connections are the engine's."""
         self._opened = None
 
+    async def dangers(self) -> Sequence[str]:
+        """Return what about the deployment endangers what it acknowledged."""
+        return await self._engine.dangers()
+
     @property
     def _profiles(self) -> AsyncCollection[dict[str, Any]]:
         # Not open, the engine says so.

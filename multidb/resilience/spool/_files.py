@@ -17,11 +17,13 @@ from multidb.resilience.spool._owners import (
     LOCK_NAME,
     REJECTED,
     find_owners,
+    is_alive,
     new_name,
     remove_owner,
     sweep,
     try_own,
 )
+from multidb.resilience.spool._places import waiting_paths
 from multidb.resilience.spool._records import Batch, Reading, Room, SpoolStats, place_of
 from multidb.resilience.spool._rejected import RejectedCount, RejectedFiles, Rejection
 from multidb.resilience.spool._source import Source, whose
@@ -61,6 +63,8 @@ class SpoolFiles:
         self._rejected = RejectedFiles(root / host / REJECTED / header.store, new_name(), header)
         self._rejected_count = RejectedCount(root, header)
         self._others = 0
+        self._strangers: set[str] = set()
+        """The namespaces of others for which nobody is at work, once that was said."""
         self._found: list[str] = []
         self._free_bytes: int | None = None
         self._last_append = 0.0
@@ -256,6 +260,7 @@ class SpoolFiles:
             return 0
         header = whose(folder / self._header.store)
         if header is not None and header != self._header:
+            self._note_stranger(folder, header.namespace)
             return 0
         lock = try_own(folder)
         if lock is None:
@@ -270,6 +275,19 @@ class SpoolFiles:
         if not adopted:
             source.release()
         return source.pending if adopted else 0
+
+    def _note_stranger(self, folder: Path, namespace: str) -> None:
+        """Say, once, that records wait for a server that this program does not use, and that nobody replays them."""
+        if namespace == self._header.namespace or namespace in self._strangers:
+            return
+        if waiting_paths(folder / self._header.store) and not is_alive(folder):
+            self._strangers.add(namespace)
+            _log.warning(
+                "the spool of %s has records for another server, %s, and no process replays them: "
+                "start a program once that uses it; see `multidb spool ls`",
+                self._header.store,
+                namespace or "without a name",
+            )
 
     def _adopt(self, source: Source) -> bool:
         """Take over a locked folder; return whether there is a reason to keep it."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from multidb._core.clock import SystemClock
@@ -31,6 +32,8 @@ T = TypeVar("T")
 _log = logging.getLogger("multidb")
 
 _MEBIBYTE: Final = 1024 * 1024
+# For each of two threads.
+_ABANDON_SECONDS: Final = 0.5
 
 
 class Spool:
@@ -161,8 +164,10 @@ class Spool:
 
     @property
     def pending(self) -> int:
-        """How many records are not done; 0 while closed."""
-        return 0 if self._opened is None else self._opened.files.records
+        """How many records are not done; 0 while closed, and in a forked child."""
+        opened = self._opened
+        # A lock may have been held by another thread when the child was forked, and there nobody gives it back.
+        return 0 if opened is None or opened.is_inherited else opened.files.records
 
     def stats(self) -> SpoolStats:
         """Return what there is. This does not wait for anything."""
@@ -191,10 +196,17 @@ class _Opened:
         self._adopt_seconds = adopt_seconds
         self._timer: asyncio.TimerHandle | None = None
         self._closing = False
+        self._busy: set[Future[Any]] = set()
+        self._giving_up = Lock()
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is a forked child: files and threads are the parent's."""
+        return self._pid != os.getpid()
 
     def check(self) -> None:
-        """Raise ClosedError in a forked child: files and threads are the parent's."""
-        if self._pid != os.getpid():
+        """Raise ClosedError in a forked child."""
+        if self.is_inherited:
             msg = "the spool was opened before a fork: open another one in the child process"
             raise ClosedError(msg)
 
@@ -236,12 +248,29 @@ class _Opened:
     def abandon(self) -> None:
         """End everything without the event loop."""
         self._stop()
-        mine = self._pid == os.getpid()
-        for worker in (self._writer, self.reader):
-            worker.abandon(wait=mine)
-        if mine:
-            self.files.seal()
-            self.files.release()
+        mine = not self.is_inherited
+        seconds = _ABANDON_SECONDS if mine else 0.0
+        self._busy = {future for worker in (self._writer, self.reader) for future in worker.abandon(seconds)}
+        if not mine:
+            return
+        if not self._busy:
+            self._give_up()
+            return
+        # A disk that hangs is not to hang the program. Until that ends, nobody else may have the folders.
+        _log.warning("the disk of the spool is slow, or hangs: its folders are given up when that ends")
+        for future in tuple(self._busy):
+            future.add_done_callback(self._no_longer_busy)
+
+    def _no_longer_busy(self, future: Future[Any]) -> None:
+        """In a thread: give the folders up after the last call."""
+        with self._giving_up:
+            self._busy.discard(future)
+            if not self._busy:
+                self._give_up()
+
+    def _give_up(self) -> None:
+        self.files.seal()
+        self.files.release()
 
     def _stop(self) -> None:
         self._closing = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -25,11 +25,12 @@ class Worker:
         """Belong to the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, name)
+        self._unfinished: set[Future[Any]] = set()
 
     async def run(self, call: Callable[[], T]) -> T:
         """Return what *call* returns. Cancelled, it is made all the same, unless it has not begun."""
         future: asyncio.Future[T] = self._loop.create_future()
-        running = self._thread.submit(call)
+        running = self._submit(call)
         running.add_done_callback(lambda done: self.tell(_settle, done, future))
         try:
             return await future
@@ -39,7 +40,7 @@ class Worker:
 
     def start(self, call: Callable[[], T], then: Callable[[Future[T]], None]) -> None:
         """Make a *call*, and *then* another one in the event loop."""
-        self._thread.submit(call).add_done_callback(lambda done: self.tell(then, done))
+        self._submit(call).add_done_callback(lambda done: self.tell(then, done))
 
     def tell(self, call: Callable[..., None], *args: Any) -> None:
         """In the thread: make a *call* in the event loop. It may be closed, and then there is nobody left to tell."""
@@ -51,9 +52,16 @@ class Worker:
         self._thread.shutdown(wait=False)
         await asyncio.to_thread(self._thread.shutdown)
 
-    def abandon(self, *, wait: bool) -> None:
-        """End the thread without the event loop; with *wait*, after what it is at."""
-        self._thread.shutdown(wait=wait, cancel_futures=True)
+    def abandon(self, seconds: float) -> set[Future[Any]]:
+        """End the thread without the event loop. Return what it is at, if that does not end within *seconds*."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        return wait(set(self._unfinished), seconds).not_done if seconds else set()
+
+    def _submit(self, call: Callable[[], T]) -> Future[T]:
+        future = self._thread.submit(call)
+        self._unfinished.add(future)
+        future.add_done_callback(self._unfinished.discard)
+        return future
 
 
 class Appends:

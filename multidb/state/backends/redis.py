@@ -67,6 +67,10 @@ class RedisStateBackend:
     async def close(self) -> None:
         """Do nothing: the engine is closed by who opened it."""
 
+    async def dangers(self) -> Sequence[str]:
+        """Return what about the server's configuration endangers what it acknowledged."""
+        return await self._engine.dangers()
+
     def set(self, entries: Sequence[Entry], /) -> Coroutine[Any, Any, Any]:
         """Store *entries* over what was there, life span included."""
         if len(entries) == 1:  # Neither a list nor a coroutine of its own: a lone value is what matters.
