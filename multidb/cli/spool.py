@@ -266,10 +266,10 @@ def _owners_table(owners: list[tools.Owner]) -> Table:
     title = f"{records:,} records wait, {_bytes(length)}"
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("store", overflow="fold")
-    table.add_column("for", overflow="fold", min_width=16)
+    table.add_column("for", overflow="fold")
     table.add_column("owner", overflow="fold")
     for name in ("segments", "records", "size", "oldest"):
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(name, justify="right", no_wrap=True)
     for owner in owners:
         state = "[green]alive[/]" if owner.is_alive else "[yellow]orphaned[/]"
         namespace = "[red]nobody: no header[/]" if owner.namespace is None else escape(owner.namespace)
