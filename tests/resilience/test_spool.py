@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import stat
 import threading
 import time
@@ -1229,3 +1230,27 @@ class TestAbandon:
             await asyncio.sleep(0.01)
 
         assert [1, 2] == await replayed(root)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+async def test_fork_while_a_lock_is_held(root: Path) -> None:
+    """A child that is forked at any moment gets an answer, and does not wait for a thread that it does not have."""
+    async with opened(root) as spool:
+        await spool.append(records(1))
+        here = spool._opened
+        assert here is not None
+        with here.files._mutex:
+            child = os.fork()
+            if child == 0:
+                signal.alarm(10)
+                with suppress(ClosedError):
+                    spool.stats()
+                    os._exit(1)
+                ok = spool.pending == 0
+                spool.abandon()
+                os._exit(0 if ok else 2)
+        _, code = await asyncio.to_thread(os.waitpid, child, 0)
+
+        assert 0 == os.waitstatus_to_exitcode(code)
+        assert 1 == spool.pending
