@@ -76,7 +76,12 @@ def make_folders(path: Path) -> None:
         path.mkdir(_FOLDER_MODE)
     if not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
-    sync_folder(path.parent)
+    try:
+        sync_folder(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            path.rmdir()  # Left there it would be taken for durable the next time.
+        raise
 
 
 def sync_folder(path: Path) -> None:

@@ -65,6 +65,7 @@ def create_owner(host: Path, store: str) -> tuple[Path, OwnerLock]:
         lock = OwnerLock(folder)
         try:
             files.make_folders(folder)
+            _sync_names_of(host.parent, host)
             lock.acquire()
             files.make_folders(folder / store)
         except (FileNotFoundError, NotADirectoryError, ConfigurationError):
@@ -77,6 +78,13 @@ def create_owner(host: Path, store: str) -> tuple[Path, OwnerLock]:
         else:
             break
     return folder, lock
+
+
+def _sync_names_of(*folders: Path) -> None:
+    """Make the names of *folders* durable: they are there, but who made them may not have come to that yet."""
+    for folder in folders:
+        with suppress(PermissionError):  # Above a spool that somebody else made for us.
+            files.sync_folder(folder.parent)
 
 
 def try_own(folder: Path) -> OwnerLock | None:
