@@ -160,26 +160,44 @@ class Replayer:
         if batch is None:
             self._on_progress()
             return False
+        await self._replay(batch.records)
+        if batch.position > batch.records[-1].position:
+            with _of_the_spool():
+                await self._spool.done(batch.position)
+        self._on_progress()
+        return True
+
+    async def _replay(self, records: Sequence[SpooledRecord]) -> None:
+        """
+        Deliver *records*, and find the one that is at fault where one is.
+
+        What is delivered is done before the next is: to find a record takes many calls, and a program that is killed
+        before the last of them would begin at the first again.
+        """
         started = perf_counter()
+        outcomes: Sequence[Outcome] | None
         try:
-            outcomes = await self._delivered(batch.records)
+            outcomes = await self._delivered(records)
         except BackendError as exc:
-            if not self._is_stuck(batch.records):
+            if not self._is_stuck(records):
                 raise
             outcomes = [Outcome(refused=f"failed again and again: {type(exc).__name__}")]
+        if outcomes is None:
+            middle = len(records) // 2
+            await self._replay(records[:middle])
+            await self._replay(records[middle:])
+            return
         refused = 0
         with _of_the_spool():
-            for record, outcome in zip(batch.records, outcomes, strict=True):
+            for record, outcome in zip(records, outcomes, strict=True):
                 if outcome.refused is not None:
                     refused += 1
                     await self._spool.reject(record, outcome.refused)
                     self._watch.set_aside(outcome.refused)
-            await self._spool.done(batch.position)
+            await self._spool.done(records[-1].position)
         duplicates = sum(outcome.is_duplicate for outcome in outcomes)
         seconds = perf_counter() - started
         self._watch.replayed(len(outcomes), duplicates, refused, self._spool.pending, seconds)
-        self._on_progress()
-        return True
 
     def _is_stuck(self, records: Sequence[SpooledRecord]) -> bool:
         """Take note of *records* that failed; return whether it is one, and not to be tried any more."""
@@ -195,8 +213,8 @@ class Replayer:
         cause = exc.__cause__ if isinstance(exc, _SpoolError) else exc
         _log.warning("the replay of %s waits: %s", self._spool.store, type(cause).__name__)
 
-    async def _delivered(self, records: Sequence[SpooledRecord]) -> Sequence[Outcome]:
-        """Deliver *records*, and find the one that is at fault where one is."""
+    async def _delivered(self, records: Sequence[SpooledRecord]) -> Sequence[Outcome] | None:
+        """Deliver *records*; return None where one of several is at fault."""
         try:
             return await self._deliver([record.data for record in records])
         except (ClosedError, ConfigurationError):
@@ -204,9 +222,8 @@ class Replayer:
         except Exception as exc:
             if isinstance(exc, BackendError) and exc.retryable:
                 raise
-            if len(records) == 1:
-                if not isinstance(exc, MultiDBError):
-                    _log.exception("a record of %s cannot be replayed", self._spool.store)
-                return [Outcome(refused=f"refused by the server: {type(exc).__name__}")]
-        middle = len(records) // 2
-        return [*await self._delivered(records[:middle]), *await self._delivered(records[middle:])]
+            if len(records) > 1:
+                return None
+            if not isinstance(exc, MultiDBError):
+                _log.exception("a record of %s cannot be replayed", self._spool.store)
+            return [Outcome(refused=f"refused by the server: {type(exc).__name__}")]

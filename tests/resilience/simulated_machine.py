@@ -14,14 +14,14 @@ from contextvars import Context, ContextVar, copy_context
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 from uuid import UUID
 
 from greenlet import getcurrent, greenlet
 from virtual_time import VirtualLoop
 
 from multidb._core import files, ids
-from multidb.resilience.spool import _disks, _files, _own, _owners, _rejected, _segments, _spool, _workers
+from multidb.resilience.spool import _disks, _files, _owners, _rejected, _segments, _workers
 from multidb.testing.faults._lossy_disk import ROOT, LossyDisk, Node
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ PROGRAM: ContextVar[Program | None] = ContextVar("program", default=None)
 """Whose code runs."""
 
 
-def _owned_task(loop: Any, coroutine: Any, context: Context | None = None, **others: Any) -> asyncio.Task[Any]:
+def _owned_task(
+    loop: Any, coroutine: Any, context: Context | None = None, **others: Any
+) -> asyncio.Task[Any]:
     """Make a task of the program that makes it, also where it has a context of its own."""
     program = PROGRAM.get()
     context = copy_context() if context is None else context
@@ -555,7 +557,7 @@ class SimulatedFile:
         self._number = number
         self._is_open = True
 
-    def __enter__(self) -> SimulatedFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

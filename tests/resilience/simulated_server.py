@@ -121,21 +121,14 @@ class Line:
         finally:
             del self._waiting[future]
 
-    async def _request(self, do: Callable[[], Awaitable[Any]], future: asyncio.Future[Any], writes: bool) -> None:
+    async def _request(
+        self, do: Callable[[], Awaitable[Any]], future: asyncio.Future[Any], writes: bool
+    ) -> None:
         """The way of a request: nobody who cancels a call takes it back."""
         board, chance = self._board, self._board.random
         await asyncio.sleep(board.latency * chance.random())
-        if future.done():
-            if chance.random() < 0.5 or board.mode not in ("up", "slow", "lossy"):
-                return
-        elif board.mode == "hole":
-            await self._lost(future)
+        if not await self._arrives(future):
             return
-        if board.mode == "stopped":
-            await board.resumed()
-            if chance.random() < 0.3:
-                await self._lost(future)
-                return
         if board.mode == "slow":
             await asyncio.sleep(chance.choice((0.05, 0.5, 1.0, 1.5, 3.0)))
         try:
@@ -151,6 +144,19 @@ class Line:
         await asyncio.sleep(board.latency * chance.random())
         if not future.done():
             future.set_result(result)
+
+    async def _arrives(self, future: asyncio.Future[Any]) -> bool:
+        """Whether the server gets a request. What it found waiting after a stop it takes up, whoever has given up."""
+        board, chance = self._board, self._board.random
+        if future.done() and (chance.random() < 0.5 or board.mode not in ("up", "slow", "lossy")):
+            return False
+        is_lost = board.mode == "hole"
+        if board.mode == "stopped":
+            await board.resumed()
+            is_lost = chance.random() < 0.3
+        if is_lost:
+            await self._lost(future)
+        return not is_lost
 
     async def _lost(self, future: asyncio.Future[Any], *, hangs: bool = True) -> None:
         if hangs:

@@ -1,7 +1,7 @@
 """
 The simulator: programs, their disk and their servers in one event loop and in virtual time, by the dice of one seed.
 
-`simulate(seed, workloads)` lets everything go wrong for a while, then heals it, and raises a Flaw where a promise was
+`simulate(seed, workloads)` lets everything go wrong for a while, then heals it, and raises a FlawError where a promise was
 broken. A workload is what one store is for: what it builds, does, and holds against what is there in the end.
 """
 
@@ -14,7 +14,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 from uuid import UUID
 
 import pytest
@@ -54,7 +54,7 @@ _SETTINGS = Settings(
 )
 
 
-class Flaw(AssertionError):
+class FlawError(AssertionError):
     """A promise that was broken."""
 
 
@@ -115,7 +115,7 @@ class Workload(Protocol):
         ...
 
     def look(self, app: App, db: MultiDB) -> None:
-        """Raise Flaw where *db* does not tell the truth about itself."""
+        """Raise FlawError where *db* does not tell the truth about itself."""
         ...
 
     def is_settled(self, db: MultiDB) -> bool:
@@ -127,7 +127,7 @@ class Workload(Protocol):
         ...
 
     def check(self) -> None:
-        """Raise Flaw where something is lost, doubled, or left. All programs are closed."""
+        """Raise FlawError where something is lost, doubled, or left. All programs are closed."""
         ...
 
 
@@ -182,7 +182,7 @@ class App(Program):
         while not world.is_calm and not self.ends.is_set():
             try:
                 await world.random.choice(world.workloads).act(self, db)
-            except (Flaw, AssertionError) as exc:
+            except (FlawError, AssertionError) as exc:
                 world.flaw(exc)
             except Exception as exc:  # noqa: BLE001 -- a call that raises what it should not
                 world.flaw(exc)
@@ -243,7 +243,7 @@ class World:
 
     def expect(self, holds: bool, what: str) -> None:
         if not holds:
-            self.flaw(Flaw(what))
+            self.flaw(FlawError(what))
 
     def flaw(self, error: BaseException) -> None:
         self.say(f"FLAW {error!r}")
@@ -429,7 +429,7 @@ class World:
             if all(self._is_settled(app) for app in self.apps) and not self._is_on_the_disk():
                 return
             if self.loop.time() > end:
-                self.flaw(Flaw(f"livelock: after {SETTLE_SECONDS} s: {self._states()}"))
+                self.flaw(FlawError(f"livelock: after {SETTLE_SECONDS} s: {self._states()}"))
                 return
             await self._unless_failed(0.5)
 
@@ -451,12 +451,14 @@ class World:
         return f"{states}, {self.machine.disk.files()}"
 
     async def _end(self) -> None:
-        for app in self.apps:
-            if app is not None and not app.dead:
-                app.ends.set()
-        async with asyncio.timeout(2 * CLOSE_SECONDS):
-            while any(app.tasks for app in self.apps if app is not None and not app.dead):
-                await asyncio.sleep(0.1)
+        """Let the programs close what they have open, and see that nothing of them goes on."""
+        apps = [app for app in self.apps if app is not None and not app.dead]
+        for app in apps:
+            app.ends.set()
+        if tasks := [task for app in apps for task in app.tasks]:
+            await asyncio.wait(tasks, timeout=2 * CLOSE_SECONDS)
+        left = [task.get_name() for app in apps for task in app.tasks if not task.done()]
+        self.expect(not left, f"closed, and {left} go on")
         await asyncio.gather(*self.machine.burials)
 
     async def _unless_failed(self, seconds: float) -> None:
@@ -507,7 +509,13 @@ class LogWorkload:
         app.notes["ended"] = 0
         app.notes["away"] = None
         backend = FailoverLogBackend(
-            client, Primary(client, client), spool, watch, options, now=world.loop.time, seed=chance.getrandbits(30)
+            client,
+            Primary(client, client),
+            spool,
+            watch,
+            options,
+            now=world.loop.time,
+            seed=chance.getrandbits(30),
         )
         return {"logs": backend}
 
@@ -552,7 +560,12 @@ class LogWorkload:
 
     async def _log_many(self, app: App, db: MultiDB, numbers: list[UUID]) -> None:
         events = [
-            {"user_identifier": number.node % 7, "event_type": self._type(number), "message": str(number), "event_id": number}
+            {
+                "user_identifier": number.node % 7,
+                "event_type": self._type(number),
+                "message": str(number),
+                "event_id": number,
+            }
             for number in numbers
         ]
         async with _Attempt(self, app, numbers) as attempt:
@@ -589,16 +602,20 @@ class LogWorkload:
                 del waiting[number]
             assert not health.backlog_records, health
             assert not waiting, f"UP, and {len(waiting)} records wait"
-            assert not (board.away_seconds > 20 and self._ended_since_away(app) >= 3), "UP, and the server is away"
+            assert not (board.away_seconds > 20 and self._ended_since_away(app) >= 3), (
+                "UP, and the server is away"
+            )
         if status is Status.READ_ONLY:
             assert board.was("read_only", 40), "READ_ONLY, and the server never said so"
         if status is Status.DOWN:
-            assert board.was("password", 40) or world.disk_was_bad_within(60) or world.limits.max_bytes < 1 << 28, (
-                "DOWN, and nothing is wrong with the disk or the password"
-            )
+            assert (
+                board.was("password", 40) or world.disk_was_bad_within(60) or world.limits.max_bytes < 1 << 28
+            ), "DOWN, and nothing is wrong with the disk or the password"
 
     def transition(self, app: App, details: TransitionDetails) -> None:
-        self.world.say(f"app {app.number}: {details.before.value} -> {details.after.value} {details.reason or ''}")
+        self.world.say(
+            f"app {app.number}: {details.before.value} -> {details.after.value} {details.reason or ''}"
+        )
         if details.after is Status.RECOVERING and details.before not in (Status.CLOSED, Status.UP):
             # It knew that the server was away, and says now that it is back.
             away = self.board.away_seconds
@@ -613,7 +630,9 @@ class LogWorkload:
         if notes["away"] != board.away_since:
             notes["away"], notes["ended"] = board.away_since, 0
         if notes["ended"] >= 5 and began - board.away_since > 5 and not world.disk_was_bad_within(10):
-            world.expect(seconds <= 0.5, f"in an outage a call waited {seconds:.3f} s for a server that is away")
+            world.expect(
+                seconds <= 0.5, f"in an outage a call waited {seconds:.3f} s for a server that is away"
+            )
         notes["ended"] += 1
 
     def _ended_since_away(self, app: App) -> int:
@@ -634,26 +653,30 @@ class LogWorkload:
         good = [number for number, sent in self.sent.items() if sent.acknowledged and not sent.is_poison]
         lost = [number for number in good if not stored[number]]
         if lost:
-            raise Flaw(f"{len(lost)} of {len(good)} acknowledged events are lost, for one {lost[0]}: {self.sent[lost[0]].how}")
+            raise FlawError(
+                f"{len(lost)} of {len(good)} acknowledged events are lost, for one {lost[0]}: {self.sent[lost[0]].how}"
+            )
         doubled = [number for number, count in stored.items() if count > 1]
         if doubled:
-            raise Flaw(f"{len(doubled)} events are stored twice, {doubled[0]} for one")
+            raise FlawError(f"{len(doubled)} events are stored twice, {doubled[0]} for one")
         if unknown := stored.keys() - self.sent.keys():
-            raise Flaw(f"{len(unknown)} events are stored that nobody sent")
+            raise FlawError(f"{len(unknown)} events are stored that nobody sent")
         poison = {str(number) for number, sent in self.sent.items() if sent.is_poison}
         if lost := [
-            number for number, sent in self.sent.items() if sent.is_poison and sent.acknowledged and str(number) not in set_aside
+            number
+            for number, sent in self.sent.items()
+            if sent.is_poison and sent.acknowledged and str(number) not in set_aside
         ]:
-            raise Flaw(f"{len(lost)} events that the server refuses are lost: they are not set aside")
+            raise FlawError(f"{len(lost)} events that the server refuses are lost: they are not set aside")
         if wrong := set_aside - poison:
-            raise Flaw(f"{len(wrong)} events were set aside, and nothing is wrong with them")
+            raise FlawError(f"{len(wrong)} events were set aside, and nothing is wrong with them")
         for number, sent in self.sent.items():
             if sent.refused and not sent.unclear and not sent.acknowledged and stored[number]:
-                raise Flaw(f"{number} is stored, and its error said that it was not")
+                raise FlawError(f"{number} is stored, and its error said that it was not")
         files = self.world.machine.disk.files()
         left = [path for path in files if "/rejected/" not in path]
         if left:
-            raise Flaw(f"in the spool there is left: {left}")
+            raise FlawError(f"in the spool there is left: {left}")
 
     def _set_aside(self) -> set[str]:
         found = set()
@@ -687,13 +710,13 @@ class _Attempt:
             if not load.server.stored[number] and not sent.is_poison:
                 app.notes["waiting"][number] = None
 
-    async def __aenter__(self) -> _Attempt:
+    async def __aenter__(self) -> Self:
         self._began = self._load.world.loop.time()
         for number in self._numbers:
             self._load.sent[number].unclear += 1
         return self
 
-    async def __aexit__(self, kind: Any, error: BaseException | None, _: object) -> bool:
+    async def __aexit__(self, kind: object, error: BaseException | None, _: object) -> bool:
         load, app = self._load, self._app
         if app.dead or isinstance(error, asyncio.CancelledError | Killed):
             return False
@@ -755,13 +778,16 @@ class _Errors(logging.Handler):
         program = PROGRAM.get()
         if program is None or not program.dead:
             error = record.exc_info[1] if record.exc_info else None
-            self._world.flaw(Flaw(f"logged: {record.getMessage()} {error!r}"))
+            self._world.flaw(FlawError(f"logged: {record.getMessage()} {error!r}"))
 
 
 def simulate(
-    seed: int, workloads: Sequence[Callable[[World], Workload]] = (LogWorkload,), *, log: list[str] | None = None
+    seed: int,
+    workloads: Sequence[Callable[[World], Workload]] = (LogWorkload,),
+    *,
+    log: list[str] | None = None,
 ) -> Figures:
-    """Let the world of *seed* go by; return the figures. Raises Flaw, or whatever was raised that should not be."""
+    """Let the world of *seed* go by; return the figures. Raises FlawError, or whatever was raised that should not be."""
     logger = logging.getLogger("multidb")
 
     async def run() -> Figures:
@@ -772,7 +798,7 @@ def simulate(
         def unhandled(_: object, context: dict[str, Any]) -> None:
             error = context.get("exception")
             if not isinstance(error, Killed):
-                world.flaw(Flaw(f"{context['message']}: {error!r}"))
+                world.flaw(FlawError(f"{context['message']}: {error!r}"))
 
         world.loop.set_exception_handler(unhandled)
         world.machine.mount(monkeypatch)
@@ -787,7 +813,10 @@ def simulate(
     _OrderedTicket._last = 0
     propagates, logger.propagate = logger.propagate, False
     try:
-        with pytest.MonkeyPatch.context() as monkeypatch, asyncio.Runner(loop_factory=SimulatedLoop) as runner:
+        with (
+            pytest.MonkeyPatch.context() as monkeypatch,
+            asyncio.Runner(loop_factory=SimulatedLoop) as runner,
+        ):
             monkeypatch.setattr(guard, "_Ticket", _OrderedTicket)
             return runner.run(run())
     finally:

@@ -15,7 +15,6 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -38,6 +37,7 @@ from multidb.testing.faults import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from multidb.testing.servers import PostgresServer
 
@@ -128,7 +128,9 @@ asyncio.run(main())
 def _life(url: str, disk: LossyFS, changes: int) -> list[UUID]:
     """Let a program log until the power is cut after so many changes of the disk; return what was acknowledged."""
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, url, disk.path / "spool"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", PROGRAM, url, disk.path / "spool"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     assert process.stdout is not None
     os.set_blocking(process.stdout.fileno(), False)
@@ -214,7 +216,9 @@ async def _check(told: Told, url: str, what: str, spool: Path) -> None:
 
     assert not lost
     assert set(found.values()) == {1}
-    assert len(told.acknowledged) <= sum(found.values()) <= len(told.acknowledged) + len(told.errors) - definite
+    assert (
+        len(told.acknowledged) <= sum(found.values()) <= len(told.acknowledged) + len(told.errors) - definite
+    )
     assert not segments(spool)
 
 

@@ -808,6 +808,32 @@ async def test_record_without_an_answer() -> None:
 
 
 @in_virtual_time
+async def test_search_for_a_refused_record_is_cut_short() -> None:
+    """What is delivered while a refused record is searched for is done: the next start goes on from there."""
+    async with rig() as it:
+        it.breaks()
+        for number in range(10):
+            await it.logs.log_event("u", "bad" if number == 9 else "x", f"{number}")
+        append, sizes = it.faulty.append, []
+
+        async def picky(batch: Any) -> Any:
+            if any(each.record.event_type == "bad" for each in batch):
+                if len(sizes) == 2:
+                    raise BackendUnavailableError("gone")
+                raise BackendError("refused")
+            sizes.append(len(batch))
+            return await append(batch)
+
+        # The canary, which is the first of them, is not what this is about.
+        it.faulty.append = picky
+        it.faulty.heal()
+        await asyncio.sleep(2)
+
+        assert sizes[:2] == [1, 4]
+        assert 10 - sum(sizes[:2]) == it.spool.pending
+
+
+@in_virtual_time
 async def test_conflict_on_replay() -> None:
     """An event whose id the server has with other content is set aside; one with the same content is a duplicate."""
     async with rig() as it:

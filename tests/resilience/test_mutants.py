@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from simulated_server import LogClient
-from simulator import Flaw, simulate
+from simulator import FlawError, simulate
 
 from multidb._core import files
 from multidb.logs.backends.memory import MemoryLogBackend
@@ -55,13 +55,13 @@ def _no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _delete_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    delivered = Replayer._delivered
+    replay = Replayer._replay
 
-    async def after_done(self: Replayer, records: Sequence[Any]) -> Any:
+    async def after_done(self: Replayer, records: Sequence[Any]) -> None:
         await self._spool.done(records[-1].position)
-        return await delivered(self, records)
+        await replay(self, records)
 
-    monkeypatch.setattr(Replayer, "_delivered", after_done)
+    monkeypatch.setattr(Replayer, "_replay", after_done)
 
 
 def _all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,14 +93,14 @@ MUTANTS: dict[str, Callable[[pytest.MonkeyPatch], None] | None] = {
 }
 
 
-def caught(mutate: Callable[[pytest.MonkeyPatch], None]) -> tuple[int, Flaw]:
+def caught(mutate: Callable[[pytest.MonkeyPatch], None]) -> tuple[int, FlawError]:
     """Return the first seed that finds a mistake, and what it says."""
     for seed in range(SEEDS):
         with pytest.MonkeyPatch.context() as monkeypatch:
             mutate(monkeypatch)
             try:
                 simulate(seed)
-            except Flaw as flaw:
+            except FlawError as flaw:
                 return seed, flaw
     msg = f"{SEEDS} seeds say nothing"
     raise AssertionError(msg)

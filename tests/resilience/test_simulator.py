@@ -25,6 +25,7 @@ SEEDS = max(80, round(2000 * SCALE))
 
 KEPT = [
     277,  # A folder whose sync failed was taken for durable the next time: what was in it was lost with the power.
+    9,  # The search for a record that is refused began at the first one after every start, and never ended.
 ]
 """Seeds that found something, in the order in which they did."""
 
@@ -58,7 +59,9 @@ def test_seeds() -> None:
     began = time.monotonic()
     for seed in range(first, first + SEEDS):
         figures.add(checked(seed))
-    print(f"\nlost 0, doubled 0, livelocks 0: {figures}; seeds from {first} on in {time.monotonic() - began:.0f} s")
+    print(
+        f"\nlost 0, doubled 0, livelocks 0: {figures}; seeds from {first} on in {time.monotonic() - began:.0f} s"
+    )
 
     assert figures.acknowledged > 100 * SEEDS
     assert figures.kills > SEEDS
@@ -67,9 +70,7 @@ def test_seeds() -> None:
 
 def test_repeatable() -> None:
     """A seed is the same run each time, also in another process."""
-    program = (
-        "import sys; sys.path[:0] = sys.argv[1:3]; from test_simulator import fingerprint; print(fingerprint(5))"
-    )
+    program = "import sys; sys.path[:0] = sys.argv[1:3]; from test_simulator import fingerprint; print(fingerprint(5))"
     here = Path(__file__).parent
     other = subprocess.run(
         [sys.executable, "-c", program, str(here), str(here.parent)],

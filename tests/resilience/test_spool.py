@@ -619,7 +619,7 @@ class TestFullDisk:
         self, root: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Whatever cannot be created: an error, nothing left behind after the close, and it works again."""
-        for name, steps in (("sync_folder", 6), ("create", 1), ("make_folders", 2)):
+        for name, steps in (("sync_folder", 8), ("create", 1), ("make_folders", 2)):
             for step in range(steps):
                 async with opened(root) as spool:
                     fail = failing(monkeypatch, name, errno.ENOSPC, first=step, times=1)
@@ -631,6 +631,17 @@ class TestFullDisk:
                 for folder in (root, root.parent):
                     if folder.is_dir():
                         folder.rmdir()
+
+    async def test_folders_that_others_made(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Who made the folders above may not have synced them yet, or have failed to: they are synced in any case."""
+        (root / "here").mkdir(parents=True)
+        synced: list[Path] = []
+        sync_folder = files.sync_folder
+        monkeypatch.setattr(files, "sync_folder", lambda path: (synced.append(path), sync_folder(path)))
+        async with opened(root) as spool:
+            await spool.append(records(1))
+
+        assert {root.parent, root, root / "here"} <= set(synced)
 
     async def test_bound(self, root: Path) -> None:
         """Past its bound a spool refuses whole calls; what was refused is not kept, and done makes room."""

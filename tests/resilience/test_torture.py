@@ -53,7 +53,9 @@ def test_full_run(docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "lost 0 | doubled 0" in (docs.parent / "log").read_text()
 
 
-@pytest.mark.parametrize(("test", "options"), [("fail", ()), ("pass", ("--scale=0.02",)), ("pass", ("-k", "test"))])
+@pytest.mark.parametrize(
+    ("test", "options"), [("fail", ()), ("pass", ("--scale=0.02",)), ("pass", ("-k", "test"))]
+)
 def test_other_runs(docs: Path, monkeypatch: pytest.MonkeyPatch, test: str, options: tuple[str, ...]) -> None:
     """A run that failed, or was not a full one, leaves the page as it is."""
     assert run(docs, monkeypatch, test, *options) == PAGE

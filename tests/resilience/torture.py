@@ -65,20 +65,11 @@ class Figures:
 
 def page(results: list[Result], *, command: str, seed: int, scale: float, seconds: float) -> str:
     """Return what goes between the markers."""
-    counts = {outcome: sum(each.outcome == outcome for each in results) for outcome in ("passed", "failed", "skipped")}
-    lines = [
-        BEGIN,
-        "",
-        f"Written by the run of {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, which took {seconds / 60:.0f} minutes at scale"
-        f" {scale:g}: {counts['passed']} tests passed, {counts['failed']} failed, {counts['skipped']} were skipped.",
-        "",
-        f"    {command}",
-        "",
-        f"Seed {seed}. {versions()}.",
-        "",
-        "| test | printed | seconds |",
-        "| --- | --- | ---: |",
-    ]
+    counts = {name: sum(each.outcome == name for each in results) for name in ("passed", "failed", "skipped")}
+    when = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, which took {seconds / 60:.0f} minutes at scale {scale:g}"
+    ended = f"{counts['passed']} tests passed, {counts['failed']} failed, {counts['skipped']} were skipped"
+    lines = [BEGIN, "", f"Written by the run of {when}: {ended}.", "", f"    {command}", ""]
+    lines += [f"Seed {seed}. {versions()}.", "", "| test | printed | seconds |", "| --- | --- | ---: |"]
     for each in results:
         if each.lines:
             printed = "<br>".join(_cell(line) for line in each.lines)
@@ -98,7 +89,10 @@ def rewritten(text: str, figures: str) -> str:
 
 def versions() -> str:
     """Return what was tested, and on what."""
-    found = [f"Python {platform.python_version()}", f"{platform.system()} {platform.release()}, {os.cpu_count()} cores"]
+    found = [
+        f"Python {platform.python_version()}",
+        f"{platform.system()} {platform.release()}, {os.cpu_count()} cores",
+    ]
     for name, package in _PACKAGES.items():
         try:
             found.append(f"{name} {version(package)}")
@@ -115,9 +109,13 @@ def run(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description="The long half of the resilience tests.")
     parser.add_argument("--scale", type=float, default=1.0, help="a share of the full run, to try things out")
     parser.add_argument("--seed", type=int, default=None, help="that of everything which is left to chance")
-    parser.add_argument("--docs", type=Path, default=_ROOT / "docs" / "reliability.md", help="the page to rewrite")
+    parser.add_argument(
+        "--docs", type=Path, default=_ROOT / "docs" / "reliability.md", help="the page to rewrite"
+    )
     parser.add_argument("--output", type=Path, default=Path("torture.log"), help="what the tests printed")
-    parser.add_argument("--draft", action="store_true", help="rewrite the page also after a run that was not full")
+    parser.add_argument(
+        "--draft", action="store_true", help="rewrite the page also after a run that was not full"
+    )
     given, others = parser.parse_known_args(argv)
     seed = secrets.randbits(32) if given.seed is None else given.seed
     os.environ |= {
@@ -129,7 +127,9 @@ def run(argv: list[str]) -> int:
     figures = Figures()
     began = time.monotonic()
     tests = [each for each in others if not each.startswith("-") and Path(each.partition("::")[0]).exists()]
-    code = pytest.main(["-v", "-p", "no:cacheprovider", *([] if tests else [str(_HERE)]), *others], plugins=[figures])
+    code = pytest.main(
+        ["-v", "-p", "no:cacheprovider", *([] if tests else [str(_HERE)]), *others], plugins=[figures]
+    )
     text = page(
         figures.results,
         command=f"python tests/resilience/torture.py --seed {seed} --scale {given.scale:g} {shlex.join(others)}".strip(),
@@ -138,8 +138,11 @@ def run(argv: list[str]) -> int:
         seconds=time.monotonic() - began,
     )
     given.output.write_text(
-        "\n".join(f"{each.name} {each.outcome} {each.seconds:.1f} s\n" + "".join(f"    {line}\n" for line in each.lines)
-                  for each in figures.results),
+        "\n".join(
+            f"{each.name} {each.outcome} {each.seconds:.1f} s\n"
+            + "".join(f"    {line}\n" for line in each.lines)
+            for each in figures.results
+        ),
         "utf-8",
     )
     print(f"seed {seed}; what the tests printed is in {given.output}")

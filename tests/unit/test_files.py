@@ -42,6 +42,10 @@ def names(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
 
 
+def _raise(error: Exception) -> None:
+    raise error
+
+
 class TestFolders:
     def test_make_folders(self, tmp_path: Path) -> None:
         """Folders that are created are open to this user only; those that were there keep their mode."""
@@ -56,6 +60,17 @@ class TestFolders:
         make_folders(tmp_path / "a" / "b")
 
         assert [str(tmp_path), str(tmp_path / "a")] == synced
+
+    def test_sync_of_a_parent_fails(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A folder that is not durable does not stay: the next attempt would take it for one that is."""
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", lambda _: _raise(OSError(errno.EIO, os.strerror(errno.EIO))))
+            with pytest.raises(OSError, match="Errno 5"):
+                make_folders(tmp_path / "a" / "b")
+
+        assert [] == names(tmp_path)
+        make_folders(tmp_path / "a" / "b")
+        assert (tmp_path / "a" / "b").is_dir()
 
     def test_file_in_the_way(self, tmp_path: Path) -> None:
         """A file where a folder should be is an error."""
