@@ -814,23 +814,26 @@ async def test_search_for_a_refused_record_is_cut_short() -> None:
         it.breaks()
         for number in range(10):
             await it.logs.log_event("u", "bad" if number == 9 else "x", f"{number}")
-        append, sizes = it.faulty.append, []
+        append = it.faulty.append
+        sizes: list[int] = []
 
         async def picky(batch: Any) -> Any:
             if any(each.record.event_type == "bad" for each in batch):
-                if len(sizes) == 2:
-                    raise BackendUnavailableError("gone")
                 raise BackendError("refused")
+            if len(sizes) == 2:
+                raise BackendUnavailableError("gone")
             sizes.append(len(batch))
             return await append(batch)
 
-        # The canary, which is the first of them, is not what this is about.
         it.faulty.append = picky
         it.faulty.heal()
         await asyncio.sleep(2)
 
-        assert sizes[:2] == [1, 4]
-        assert 10 - sum(sizes[:2]) == it.spool.pending
+        assert [1, 4] == sizes  # The canary, and the first half of the others.
+        assert 5 == it.spool.pending
+        it.faulty.append = append
+        await it.back(30)
+        assert 0 == it.spool.pending
 
 
 @in_virtual_time
