@@ -127,9 +127,8 @@ def run(argv: list[str]) -> int:
     figures = Figures()
     began = time.monotonic()
     tests = [each for each in others if not each.startswith("-") and Path(each.partition("::")[0]).exists()]
-    code = pytest.main(
-        ["-v", "-p", "no:cacheprovider", *([] if tests else [str(_HERE)]), *others], plugins=[figures]
-    )
+    options = ["-v", "-p", "no:cacheprovider", f"--config-file={_ROOT / 'pyproject.toml'}"]
+    code = pytest.main([*options, *([] if tests else [str(_HERE)]), *others], plugins=[figures])
     text = page(
         figures.results,
         command=f"python tests/resilience/torture.py --seed {seed} --scale {given.scale:g} {shlex.join(others)}".strip(),
