@@ -70,7 +70,9 @@ _POSTGRES: Final = {
         "the database user lacks a privilege on the tables or, to create them, on the schema",
     ),
     "42P05": _POOLER,
-    "53": _Rule(OverloadedError, "the server is out of connections, memory or disk", condition="full"),
+    "53": _Rule(OverloadedError, "the server is out of memory or disk", condition="full"),
+    # No condition of the server's: the connections that there are go on.
+    "53300": _Rule(OverloadedError, "the server is out of connections"),
     "54": _REFUSED_DATA,
     "55P03": _Rule(BackendTimeoutError, "waited too long for a lock"),
     "57014": _Rule(BackendTimeoutError, "the statement took too long"),

@@ -20,7 +20,7 @@ import pytest
 
 import multidb
 from multidb import MultiDB, Settings
-from multidb.errors import BackendUnavailableError, ConfigurationError
+from multidb.errors import BackendUnavailableError, ConfigurationError, OverloadedError
 from multidb.instrumentation import Status
 from multidb.testing import servers
 from multidb.testing.faults import (
@@ -550,3 +550,24 @@ async def test_kills(
     assert killed_servers >= server_kills
     ledger.check(found)
     assert not list((tmp_path / "spool").rglob("*.jsonl"))
+
+
+async def test_no_connection_left(url: str, tmp_path: Path) -> None:
+    """A server that others have all connections of serves on those that multidb has; nothing is spooled."""
+    others: list[Any] = []
+    async with MultiDB(settings(url, tmp_path)) as db:
+        await db.logs.log_event("u", "x")
+        try:
+            with suppress(asyncpg.TooManyConnectionsError):
+                while True:
+                    others.append(await asyncpg.connect(url))
+            found = await asyncio.gather(
+                *(db.logs.search_events("x") for _ in range(4)), return_exceptions=True
+            )
+            await asyncio.sleep(0.5)
+
+            assert any(isinstance(each, OverloadedError) for each in found)
+            assert not (await db.logs.log_event("u", "x")).is_spooled
+            assert Status.UP is status(db)
+        finally:
+            await asyncio.gather(*(other.close() for other in others))
