@@ -757,7 +757,7 @@ class TestLife:
             left = server._writers
 
         assert [ClosedError] * 8 == [type(result) for result in (*results, after)]
-        assert seconds < 1.1
+        assert seconds < 3  # and not 30
         assert not left
         assert {task for task in asyncio.all_tasks() if "redis" in task.get_name()} <= before
 
