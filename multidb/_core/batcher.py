@@ -304,6 +304,7 @@ class Batcher(Generic[I, R]):
         while flight in self._flights and self._board(flight):
             await self._settle(flight, flight.calls, self._flush)
         self._land(flight)
+        carrier.set(None)  # Else flight and task would keep each other.
 
     def hand_over(self, flight: _Flight[I, R], rest: Rest) -> None:
         """Give the calls of *flight* to *rest*, in a flight that takes its place."""

@@ -54,6 +54,7 @@ class Errand(Generic[R]):
         self._tasks = tasks
         self._writes = writes
         self._turn = 0
+        self._answer: asyncio.Future[R] | None = None
         self.end: float | None = None
 
     async def run(self, call: Awaitable[R], seconds: float) -> R:
@@ -65,20 +66,25 @@ class Errand(Generic[R]):
         """
         loop = asyncio.get_running_loop()
         self.end = loop.time() + seconds
-        self._answer: asyncio.Future[R] = loop.create_future()
+        answer: asyncio.Future[R] = loop.create_future()
+        self._answer = answer
         self._start(call)
         timer = loop.call_later(seconds, self._ring, loop, seconds)
         try:
-            return await self._answer
+            return await answer
         finally:
             timer.cancel()
             self._let_go()
+            self._answer = None  # Some remember this until the call would have been late.
 
     def hand_over(self, rest: Rest, /) -> None:
         """Give the answer of *rest* instead."""
-        if not self._answer.done():
+        if self._is_waited_for():
             self._let_go()
             self._start(rest(None))
+
+    def _is_waited_for(self) -> bool:
+        return self._answer is not None and not self._answer.done()
 
     def _start(self, call: Awaitable[R]) -> None:
         self._turn += 1
@@ -100,7 +106,7 @@ class Errand(Generic[R]):
         try:
             result = await call
         except asyncio.CancelledError:
-            if self._answer.done() or turn != self._turn:
+            if turn != self._turn or not self._is_waited_for():
                 raise
             self._fail(
                 BackendUnavailableError("the call was cancelled by the driver", ambiguous=self._writes)
@@ -109,14 +115,16 @@ class Errand(Generic[R]):
             if turn == self._turn:
                 self._fail(exc)
         else:
-            if turn == self._turn and not self._answer.done():
+            if turn == self._turn and self._answer is not None and not self._answer.done():
                 self._answer.set_result(result)
+        finally:
+            carrier.set(None)  # Else this and the task would keep each other, and the answer, for a while.
 
     def _ring(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         late = BackendTimeoutError(f"no answer within {seconds:.3g} seconds", ambiguous=self._writes)
         loop.call_later(TICK_SECONDS, self._fail, late)
 
     def _fail(self, error: Exception) -> None:
-        if not self._answer.done():
+        if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error)
             self._answer.exception()  # Retrieved: a caller that is cancelled now will not look at it.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -219,3 +221,31 @@ async def test_alone(seconds: float) -> None:
     assert not call.cancelling()
     assert carrier.get() is None
     await batcher.drain(1)
+
+
+class Page(list[int]):
+    """Something large, which can be watched."""
+
+
+@pytest.mark.parametrize("way", ["errand", "flight"])
+async def test_answers_go_at_once(way: str) -> None:
+    """An answer that its caller let go of is gone, without the garbage collector, which would keep megabytes of them."""
+    pages: list[weakref.ref[Page]] = []
+
+    async def page(items: Any = None) -> Any:
+        one = Page(items or [1])
+        pages.append(weakref.ref(one))
+        return one if items is None else [one]
+
+    gc.disable()
+    try:
+        if way == "errand":
+            errand = Errand[Page]("test", set(), writes=False)
+            await errand.run(page(), 1)
+            errand.hand_over(page)  # A guard may remember it, and be late.
+        else:
+            await Batcher[int, Page](page, deadline_seconds=1, writes=False).call(1)
+        await turns()
+        assert [None] == [each() for each in pages]
+    finally:
+        gc.enable()
